@@ -1,0 +1,8 @@
+"""Captions: stages that write the caption columns of a clip."""
+
+from __future__ import annotations
+
+# Stage name in pipelines.yaml -> where the class lives.
+CAPTIONERS: dict[str, str] = {
+    "sidecar_captions": "captioning.sidecar:SidecarCaptions",
+}

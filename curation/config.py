@@ -1,0 +1,262 @@
+"""pipelines.yaml: from YAML to a checked Plan. Every mistake is found here, before any work starts, with its place."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import sys
+import sysconfig
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import yaml
+from annotated_types import Len
+from pydantic import TypeAdapter, ValidationError
+
+from captioning import CAPTIONERS
+from curation.errors import ConfigError, UsageError, nearest
+from curation.plan import Plan, ShardSettings, Step, is_dense
+from curation.rules import Rule
+from curation.stage import Stage
+from curation.table import CAPTIONS, CLIPS, extend
+from filters import FILTERS
+
+STAGES: dict[str, str] = {"decode": "curation.decode:Decode", **FILTERS, **CAPTIONERS}
+
+# Columns that stages may read besides those of the table: they are made when needed and not stored.
+DERIVED = ("video_path", "frames")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spec:
+    """One pipeline as written in YAML."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+
+    stages: Annotated[list[str | dict[str, dict[str, Any] | None]], Len(1)]
+    about: str = ""
+    keep: dict[str, Rule] = dataclasses.field(default_factory=dict)
+    shards: ShardSettings = dataclasses.field(default_factory=ShardSettings)
+    score_rejected: bool = False
+
+
+def default_file() -> Path:
+    """The pipelines.yaml that comes with Cutroom: beside the packages in a checkout, in share/ when installed."""
+    beside = Path(__file__).parent.parent / "pipelines.yaml"
+    installed = Path(sysconfig.get_path("data")) / "share" / "cutroom" / "pipelines.yaml"
+    return beside if beside.exists() else installed
+
+
+def load_plan(pipeline: str, file: str | os.PathLike[str] | None = None) -> Plan:
+    """Read and check one pipeline.
+
+    Args:
+        pipeline: its name.
+        file: the YAML file; None is the one that comes with Cutroom.
+
+    Raises:
+        UsageError: the file is missing or the pipeline unknown.
+        ConfigError: a mistake inside the file, with file:line:column.
+    """
+    document = Document(Path(file) if file is not None else default_file())
+    if pipeline not in document.content:
+        raise UsageError(f"no pipeline {pipeline!r} in {document.file}.{nearest(pipeline, document.content)}")
+    spec: Spec = document.validate(Spec, (pipeline,))
+    stages = [_stage(document, (pipeline, "stages", i)) for i in range(len(spec.stages))]
+    _check_order(document, pipeline, stages)
+    return _plan(document, pipeline, spec, stages)
+
+
+def pipeline_names(file: str | os.PathLike[str] | None = None) -> dict[str, str]:
+    """Names of the pipelines in a file, with what they say they are about."""
+    document = Document(Path(file) if file is not None else default_file())
+    return {name: (spec or {}).get("about", "") for name, spec in document.content.items()}
+
+
+class Document:
+    """A YAML file with the position of everything in it."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        try:
+            text = file.read_text(encoding="utf-8")
+            loader = yaml.SafeLoader(text)
+            self._root = loader.get_single_node()
+            if self._root is not None:
+                self._refuse_duplicates(self._root)
+            content = loader.construct_document(self._root) if self._root else None
+        except OSError as error:
+            raise UsageError(f"cannot read {file}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{file} is not UTF-8 text") from error
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark
+            place = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+            raise ConfigError(
+                f"not valid YAML: {error.problem}", file=str(file), line=place[0], column=place[1]
+            ) from error
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ConfigError(f"not valid YAML: {error}", file=str(file), line=1, column=1) from error
+        if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+            raise self.error((), "expected a mapping from pipeline names to pipelines")
+        self.content: dict[str, Any] = content
+
+    def _refuse_duplicates(self, node: yaml.Node, path: tuple[Hashable, ...] = ()) -> None:
+        if isinstance(node, yaml.MappingNode):
+            seen = set()
+            for key, value in node.value:
+                if key.value in seen:
+                    mark = key.start_mark
+                    message = f"{key.value!r} stands here twice; remove one"
+                    raise ConfigError(message, file=str(self.file), line=mark.line + 1, column=mark.column + 1)
+                seen.add(key.value)
+                self._refuse_duplicates(value)
+        elif isinstance(node, yaml.SequenceNode):
+            for value in node.value:
+                self._refuse_duplicates(value)
+
+    def at(self, path: tuple[Hashable, ...]) -> Any:
+        """The value at a path of keys and indices."""
+        value: Any = self.content
+        for key in path:
+            value = value[key]
+        return value
+
+    def error(self, path: tuple[Hashable, ...], message: str) -> ConfigError:
+        """An error that points to the deepest place on ``path`` that exists in the file."""
+        node, mark = self._root, self._root.start_mark if self._root else None
+        for key in path:
+            if isinstance(node, yaml.MappingNode):
+                pair = next(((k, v) for k, v in node.value if k.value == str(key)), None)
+                if pair is None:
+                    break
+                mark, node = pair[0].start_mark, pair[1]
+            elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+                node = node.value[key]
+                mark = node.start_mark
+            else:
+                break
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        return ConfigError(message, file=str(self.file), line=line, column=column)
+
+    def validate(self, kind: type, path: tuple[Hashable, ...], value: Any = None) -> Any:
+        """Make a ``kind`` (a dataclass) of the value at ``path``; unknown keys and wrong types are errors."""
+        try:
+            # By way of JSON, because pydantic's strict mode takes mappings for dataclasses only there.
+            return TypeAdapter(kind).validate_json(json.dumps(self.at(path) if value is None else value, default=str))
+        except ValidationError as invalid:
+            first = invalid.errors()[0]
+            inside = tuple(first["loc"])
+            raise self.error((*path, *inside), _explain(kind, inside, first)) from invalid
+
+
+def _explain(kind: type, inside: tuple[int | str, ...], error: Mapping[str, Any]) -> str:
+    """Say a pydantic error in our words: what is wrong, with the value and the valid names."""
+    name = ".".join(str(part) for part in inside) or "this"
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        owner: Any = kind
+        for part in inside[:-1]:
+            owner = _field_type(owner, part)
+        names = [field.name for field in dataclasses.fields(owner)] if dataclasses.is_dataclass(owner) else []
+        return f"unknown key {inside[-1]!r}.{nearest(str(inside[-1]), names)}"
+    if error["type"] in ("missing", "missing_argument"):
+        return f"{name!r} is missing"
+    if inside[:1] == ("stages",) and len(inside) > 1:
+        return f"a stage is a name, or a name and its arguments ('motion: {{...}}'), got {error['input']!r}"
+    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+
+
+def _field_type(owner: Any, part: int | str) -> Any:
+    if owner is Spec and part == "keep":
+        return None
+    if owner is Spec and part == "shards":
+        return ShardSettings
+    return Rule if owner is None else owner
+
+
+def _stage(document: Document, path: tuple[Hashable, ...]) -> Stage:
+    entry = document.at(path)
+    if isinstance(entry, str):
+        name, arguments = entry, {}
+    elif len(entry) == 1:
+        name, arguments = next(iter(entry.items()))
+        path = (*path, name)
+    else:
+        raise document.error(path, f"one stage per list entry, got {sorted(entry)}: write each with its own dash")
+    stage: Stage = document.validate(_stage_class(document, path, name), path, value=arguments or {})
+    return stage
+
+
+def _stage_class(document: Document, path: tuple[Hashable, ...], name: str) -> type[Stage]:
+    dotted = STAGES.get(name, name)
+    if name not in STAGES and "." not in name and ":" not in name:
+        raise document.error(
+            path, f"unknown stage {name!r}.{nearest(name, STAGES)} Or name your own: my_module:MyFilter"
+        )
+    module, _, attribute = dotted.partition(":") if ":" in dotted else dotted.rpartition(".")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a user's own filter lies beside where they work
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise document.error(path, f"stage {name!r} cannot be loaded: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Stage)):
+        raise document.error(path, f"{name!r} is not a Stage")
+    return found
+
+
+def _check_order(document: Document, pipeline: str, stages: list[Stage]) -> None:
+    """Every stage must find the columns it reads, and every column and name must be unique."""
+    path = (pipeline, "stages")
+    if stages[0].name != "decode":
+        raise document.error((*path, 0), f"the first stage must be 'decode', got {stages[0].name!r}")
+    writers = dict.fromkeys(CLIPS.names, "decode") | dict.fromkeys(DERIVED, "")
+    all_writes = {name: stage.name for stage in stages for name in stage.writes.names}
+    names: set[str] = set()
+    for i, stage in enumerate(stages):
+        if stage.name in names:
+            raise document.error((*path, i), f"stage {stage.name!r} stands here twice")
+        names.add(stage.name)
+        for column in stage.reads:
+            if column in writers:
+                continue
+            if column in all_writes:
+                hint = f"which {all_writes[column]!r} writes later; move it up"
+            else:
+                hint = f"which no stage writes.{nearest(column, set(writers) | set(all_writes))}"
+            raise document.error((*path, i), f"stage {stage.name!r} reads {column!r}, {hint}")
+        for column in stage.writes.names if i else ():
+            if writers.get(column):
+                raise document.error(
+                    (*path, i), f"stage {stage.name!r} writes {column!r}, which {writers[column]!r} writes too"
+                )
+            writers[column] = stage.name
+        if is_dense(stage) and (late := [c for c in stage.reads if c not in CLIPS.names]):
+            raise document.error((*path, i), f"stage {stage.name!r} runs while decoding and cannot read {late} yet")
+
+
+def _plan(document: Document, pipeline: str, spec: Spec, stages: list[Stage]) -> Plan:
+    ordered = [stages[0], *filter(is_dense, stages[1:]), *(stage for stage in stages[1:] if not is_dense(stage))]
+    schema = extend(*(stage.writes for stage in ordered))
+    for column in spec.keep:
+        if column not in schema.names:
+            known = nearest(column, schema.names)
+            raise document.error((pipeline, "keep", column), f"no stage writes {column!r}.{known}")
+    steps, upstream = [], dict.fromkeys(CAPTIONS.names, "")
+    for stage in ordered:
+        mark = stage.mark({column: made for column, made in upstream.items() if made})
+        upstream.update(dict.fromkeys(stage.writes.names, mark) if stage is not ordered[0] else _decode_marks(stage))
+        steps.append(Step(stage, mark, {c: rule for c, rule in spec.keep.items() if c in stage.writes.names}))
+    return Plan(pipeline, tuple(steps), spec.shards, spec.score_rejected)
+
+
+def _decode_marks(decode: Stage) -> dict[str, str]:
+    """What stages depend on when they read the contact sheet: how it was made, but not how shots were found.
+
+    The span of a clip is part of its id, so a clip that keeps its id keeps every score although others moved.
+    """
+    settings = {key: value for key, value in decode.settings().items() if key.startswith("sheet_")}
+    return {"frames": f"{decode.name}@{decode.version}:{settings}"}

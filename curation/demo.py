@@ -1,0 +1,34 @@
+"""``cutroom demo``: the whole way on footage made on the spot, without weights, network or GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from curation import report
+from curation.engine import EngineName
+from curation.footage import DEMO, make_footage
+from curation.progress import Progress
+from curation.run import run
+from curation.summary import Summary
+
+PIPELINE = "weight_free"
+
+
+def demo(output: Path, *, engine: EngineName = "ray") -> Summary:
+    """Make footage, curate it, write shards and say what happened.
+
+    Args:
+        output: a folder that receives ``footage/`` and ``out/``; running again continues there.
+        engine: where to run.
+    """
+    console = Console(highlight=False)
+    footage, out = output / "footage", output / "out"
+    console.print(f"[bold]1. Footage[/]  {len(DEMO)} short films with known truth and two broken files -> {footage}")
+    with console.status("painting and encoding"):
+        make_footage(footage)
+    console.print(f"[bold]2. Curation[/] cutroom run {PIPELINE} --input {footage} --output {out}")
+    summary = run(PIPELINE, [str(footage)], out, engine=engine, progress=Progress(console=console))
+    report.say(summary)
+    return summary

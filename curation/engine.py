@@ -1,0 +1,163 @@
+"""Two ways to run the same steps over parts: in this process, or on Ray Data.
+
+A step is a callable ``Part -> Part`` with ``needs`` and ``setup()``. Both engines give a step whole parts and yield
+finished parts in whatever order they finish; nothing else may depend on the engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, Protocol
+
+import pyarrow as pa
+
+from curation.errors import UsageError
+from curation.stage import Needs
+from curation.table import Part
+
+EngineName = Literal["ray", "local"]
+
+
+class PartStep(Protocol):
+    """What an engine runs: made in the driver, set up once in each worker, called for each part."""
+
+    @property
+    def needs(self) -> Needs: ...
+    def setup(self) -> None: ...
+    def __call__(self, part: Part) -> Part: ...
+
+
+class Engine(Protocol):
+    """Runs steps over parts."""
+
+    def num_cpus(self) -> int:
+        """CPUs that its workers can share."""
+
+    def __call__(self, parts: Sequence[Part], steps: Sequence[PartStep]) -> Iterator[Part]:
+        """Put every part through all steps; yield each as it is done, in any order."""
+
+
+def make_engine(name: EngineName, *, address: str | None = None) -> Engine:
+    """``local`` runs in this process without Ray; ``ray`` on the cluster at ``address`` or on a Ray of its own."""
+    if name == "local":
+        if address is not None:
+            raise UsageError(f"--address {address} needs --engine ray")
+        return LocalEngine()
+    return RayEngine(address)
+
+
+class LocalEngine:
+    """Everything in this process, part after part."""
+
+    def num_cpus(self) -> int:
+        return os.cpu_count() or 1
+
+    def __call__(self, parts: Sequence[Part], steps: Sequence[PartStep]) -> Iterator[Part]:
+        for step in steps if parts else ():
+            step.setup()
+        for part in parts:
+            for step in steps:
+                part = step(part)
+            yield part
+
+
+class RayEngine:
+    """Ray Data: one actor pool per step, parts stream through them."""
+
+    def __init__(self, address: str | None = None) -> None:
+        self.address = address
+
+    def num_cpus(self) -> int:
+        self._connect()
+        import ray
+
+        return int(ray.cluster_resources().get("CPU", 1))
+
+    def __call__(self, parts: Sequence[Part], steps: Sequence[PartStep]) -> Iterator[Part]:
+        if not parts:
+            return
+        cpus = self.num_cpus()
+        import ray.data
+
+        rows = [pa.Table.from_pylist([part.to_row()]) for part in parts]
+        dataset: ray.data.Dataset = ray.data.from_arrow(rows)
+        for step in steps:
+            dataset = dataset.map_batches(
+                _Worker,
+                fn_constructor_args=(step,),
+                batch_size=1,
+                batch_format="pyarrow",
+                num_cpus=step.needs.cpus,
+                num_gpus=step.needs.gpus or None,
+                memory=step.needs.memory_bytes or None,
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=_pool_size(cpus, step.needs, len(parts))),
+            )
+        for row in dataset.iter_rows():
+            yield Part.from_row(row)
+
+    def _connect(self) -> None:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else warnings about Ray's own doings reach users
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the same for workers without a GPU
+        with _muted():
+            import ray
+
+            if ray.is_initialized():
+                return
+        local: dict[str, Any] = {} if self.address else {"include_dashboard": False}
+        try:
+            with _muted():
+                ray.init(address=self.address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
+        except ConnectionError as error:
+            raise UsageError(f"--address {self.address}: no Ray cluster answers there ({error})") from error
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.enable_operator_progress_bars = False
+        context.print_on_execution_start = False
+        context.max_errored_blocks = 0
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def _muted() -> Iterator[None]:
+    """Keep what Ray's C++ side says while starting off the terminal; its Python errors are raised all the same."""
+    sys.stderr.flush()
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
+def _pool_size(cpus: int, needs: Needs, num_parts: int) -> int:
+    return max(1, min(num_parts, int(cpus / needs.cpus) if needs.cpus else num_parts))
+
+
+class _Worker:
+    """A step inside a Ray actor."""
+
+    def __init__(self, step: PartStep) -> None:
+        step.setup()
+        self._step = step
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        done = [self._step(Part.from_row(row)).to_row() for row in batch.to_pylist()]
+        return pa.Table.from_pylist(done)
+
+
+def default_num_parts(num_videos: int) -> int:
+    """Parts for so many videos: enough to keep a laptop or a small cluster busy, few enough to read at once."""
+    return max(1, min(num_videos, max(16, num_videos // 64)))
+
+
+def chunk(items: Sequence[Any], num_chunks: int) -> Iterable[Sequence[Any]]:
+    """Divide a sequence into ``num_chunks`` runs of nearly equal length."""
+    bounds = [round(i * len(items) / num_chunks) for i in range(num_chunks + 1)]
+    return (items[low:high] for low, high in itertools.pairwise(bounds) if high > low)

@@ -1,0 +1,93 @@
+"""A pipeline made ready to run: stages in order, each with its resume mark and the rules on what it writes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, ClassVar, Literal
+
+import pyarrow as pa
+from annotated_types import Ge, Gt, Le
+
+from curation.rules import Rule
+from curation.stage import Filter, Stage
+from curation.table import CAPTIONS, CLIPS, SHARDED, extend
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A stage, the mark of its results and the rules that can be judged once it has run."""
+
+    stage: Stage
+    mark: str
+    rules: dict[str, Rule]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardSettings:
+    """How accepted clips are encoded and packed, as written under ``shards:``."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+
+    max_samples: Annotated[int, Ge(1)] = 256  # per shard; counted, not weighed, so that the plan needs no encoding
+    video: Literal["encode", "copy"] = "encode"  # copy: whole MP4 files go in as they are
+    short_side_px: Annotated[int, Ge(16)] | None = None  # scale down to this; null keeps the size
+    crf: Annotated[int, Ge(0), Le(51)] = 18
+    preset: str = "veryfast"
+    gop_s: Annotated[float, Gt(0)] = 1.0  # a keyframe at least this often, for random access in training
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A checked pipeline."""
+
+    pipeline: str
+    steps: tuple[Step, ...]  # the decode stage first, then filters on decoded frames, then the others
+    shards: ShardSettings
+    score_rejected: bool = False
+
+    @property
+    def decode(self) -> Step:
+        return self.steps[0]
+
+    @property
+    def dense(self) -> list[Step]:
+        """Filters that run inside the decode pass."""
+        return [step for step in self.steps[1:] if is_dense(step.stage)]
+
+    @property
+    def later(self) -> list[Step]:
+        """Stages that need no decoding."""
+        return [step for step in self.steps[1:] if not is_dense(step.stage)]
+
+    @property
+    def rules(self) -> dict[str, Rule]:
+        """All rules in the order in which they are judged."""
+        return {column: rule for step in self.steps for column, rule in step.rules.items()}
+
+    @property
+    def clip_schema(self) -> pa.Schema:
+        """The columns of the clip table that this plan writes."""
+        written = extend(*(step.stage.writes for step in self.steps))
+        scores = pa.schema([field for field in written if field.name not in CAPTIONS.names])
+        return extend(CLIPS, scores, CAPTIONS, SHARDED)
+
+    @property
+    def scores(self) -> list[str]:
+        """The columns that filters measure."""
+        known = extend(CLIPS, CAPTIONS, SHARDED).names
+        return [name for name in self.clip_schema.names if name not in known]
+
+    def resolved(self) -> dict[str, Any]:
+        """Everything that decides the result, for ``run.json``."""
+        return {
+            "pipeline": self.pipeline,
+            "stages": [{"name": s.stage.name, "mark": s.mark, "settings": s.stage.settings()} for s in self.steps],
+            "keep": {column: dataclasses.asdict(rule) for column, rule in self.rules.items()},
+            "score_rejected": self.score_rejected,
+            "shards": dataclasses.asdict(self.shards),
+        }
+
+
+def is_dense(stage: Stage) -> bool:
+    """Whether a stage needs decoded frames, and so runs inside the decode pass."""
+    return isinstance(stage, Filter) and stage.frames.fps is not None

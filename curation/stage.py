@@ -1,0 +1,186 @@
+"""The stage contract, and the one function that calls a stage.
+
+A stage is a dataclass: its fields are its YAML arguments and hold the only defaults. It declares the columns it reads
+and writes, what it needs, and does its work in ``process``. Thresholds do not belong in a stage; they are rules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from curation.errors import StageError, one_line
+from curation.frames import Frames
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What one worker of a stage occupies. Stages with equal needs share a worker."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory_bytes: int = 0
+
+
+def operational(default: Any) -> Any:
+    """A dataclass field that changes how the work is done but not its result, and so is no part of a resume key."""
+    return dataclasses.field(default=default, metadata={"operational": True})
+
+
+@dataclasses.dataclass(kw_only=True)
+class Stage:
+    """One step over clips. Subclasses set the class attributes and implement ``process``."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1  # raise it when the same input would give another result
+    reads: ClassVar[tuple[str, ...]] = ()
+    writes: ClassVar[pa.Schema] = pa.schema([])
+    needs: ClassVar[Needs] = Needs()
+    cached: ClassVar[bool] = True  # False: reads something besides its columns, so it runs again on every run
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """All columns that ``process`` is given."""
+        return self.reads
+
+    def setup(self) -> None:
+        """Load models and the like, once per worker."""
+
+    def process(self, clips: pa.Table) -> pa.Table:
+        """Map the columns in ``inputs`` to the columns in ``writes``, row for row and in order."""
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments that decide the result."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if not field.metadata.get("operational")
+        }
+
+    def mark(self, upstream: Mapping[str, str]) -> str:
+        """Name the result of this stage: ``motion@3f09ab17c2``.
+
+        The key covers the stage's name, version and settings and those of the stages that wrote what it reads
+        (``upstream``: column -> mark). A clip whose ``measured`` column holds this mark needs no work.
+        """
+        parents = sorted({upstream[column] for column in self.inputs if column in upstream})
+        text = json.dumps([self.name, self.version, self.settings(), parents], sort_keys=True)
+        return f"{self.name}@{hashlib.blake2b(text.encode(), digest_size=5).hexdigest()}"
+
+
+@dataclasses.dataclass(kw_only=True)
+class Filter(Stage):
+    """A stage that scores the frames of one clip. Authors declare ``frames`` and ``writes`` and write ``score``.
+
+    With ``frames = Frames(fps=...)`` the score is computed inside the decode pass, from frames that are never stored;
+    with ``frames = Frames.sheet(...)`` from the contact sheet, without decoding the video again.
+    """
+
+    frames: ClassVar[Frames]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.frames.column, *self.reads)
+
+    def score(self, frames: np.ndarray, times: np.ndarray) -> Mapping[str, Any]:
+        """Score one clip.
+
+        Args:
+            frames: uint8, T H W (grey) or T H W 3 (RGB), the picture as displayed.
+            times: float64, T, presentation seconds.
+
+        Returns:
+            Column name -> value, for the columns in ``writes``. ``None`` where the clip cannot be measured.
+        """
+        raise NotImplementedError
+
+    def process(self, clips: pa.Table) -> pa.Table:
+        """Call ``score`` on each clip's frames."""
+        column = clips[self.frames.column]
+        rows = [dict(self.score(*self.frames.unpack(value))) for value in column]
+        names = set(self.writes.names)
+        for row in rows:
+            if set(row) != names:
+                raise StageError(f"{self.name}.score returned {sorted(row)}, declared {sorted(names)}")
+        return pa.Table.from_pylist(rows, schema=self.writes)
+
+
+def run_stage(stage: Stage, clips: pa.Table, *, mark: str, score_rejected: bool = False) -> pa.Table:
+    """Run ``stage`` on the clips that need it. Every engine, decode pass and test calls stages through this function.
+
+    Clips that failed, that a rule rejected (unless ``score_rejected``) or that carry ``mark`` already are left alone.
+    An exception costs only the clip that caused it: that row becomes ``failed`` with the reason in ``error``.
+
+    Raises:
+        StageError: the stage returned other columns, types or row counts than it declared.
+    """
+    missing = [column for column in stage.inputs if column not in clips.column_names]
+    if missing:
+        raise StageError(f"stage {stage.name!r} reads {missing}, which the clips do not have")
+    rows = [dict.fromkeys(stage.writes.names) for _ in range(clips.num_rows)]
+    kept = {name: clips[name].to_pylist() for name in stage.writes.names if name in clips.column_names}
+    status, error = clips["status"].to_pylist(), clips["error"].to_pylist()
+    measured = [list(marks or []) for marks in clips["measured"].to_pylist()]
+
+    todo = []
+    for i, marks in enumerate(measured):
+        fresh = mark in marks and stage.cached
+        if fresh:
+            rows[i] = {name: values[i] for name, values in kept.items()}
+            continue
+        measured[i] = [m for m in marks if m.partition("@")[0] != stage.name]
+        if status[i] == "kept" or (score_rejected and status[i] == "rejected"):
+            todo.append(i)
+
+    batch = clips.select(list(stage.inputs)).take(pa.array(todo, pa.int64()))
+    for i, result in zip(todo, _process(stage, batch), strict=True):
+        measured[i].append(mark)
+        if isinstance(result, Exception):
+            status[i], error[i] = "failed", f"{stage.name}: {one_line(result)}"
+        else:
+            rows[i] = result
+
+    written = pa.Table.from_pylist(rows, schema=stage.writes)
+    changed = {"status": status, "error": error, "measured": measured}
+    for field in stage.writes:
+        clips = _put(clips, field, written[field.name])
+    for name, values in changed.items():
+        field = clips.schema.field(name)
+        clips = _put(clips, field, pa.array(values, field.type))
+    return clips
+
+
+def _process(stage: Stage, clips: pa.Table) -> list[dict[str, Any] | Exception]:
+    """Call the stage on the whole batch; if that fails, halve the batch until the broken clip stands alone."""
+    if clips.num_rows == 0:
+        return []
+    try:
+        result = stage.process(clips)
+    except StageError:
+        raise
+    except Exception as error:  # any exception is the clip's, not the run's
+        if clips.num_rows == 1:
+            return [error]
+        half = clips.num_rows // 2
+        return _process(stage, clips.slice(0, half)) + _process(stage, clips.slice(half))
+    if not result.schema.equals(stage.writes):
+        raise StageError(f"stage {stage.name!r} returned {result.schema.names}, declared {stage.writes.names}")
+    if result.num_rows != clips.num_rows:
+        raise StageError(f"stage {stage.name!r} returned {result.num_rows} rows for {clips.num_rows} clips")
+    rows: list[dict[str, Any] | Exception] = result.to_pylist()
+    return rows
+
+
+def _put(table: pa.Table, field: pa.Field, values: Any) -> pa.Table:
+    if field.name in table.column_names:
+        return table.set_column(table.schema.get_field_index(field.name), field, values)
+    return table.append_column(field, values)

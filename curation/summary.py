@@ -1,0 +1,121 @@
+"""What a run has come to, from its tables: the funnel, the reasons, the scores."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from curation.plan import Plan
+from curation.table import CAPTIONS, CLIPS, SHARDED, Store
+
+
+@dataclasses.dataclass
+class Summary:
+    """Counts and hours of one output directory. Hours are of footage."""
+
+    output: str
+    pipeline: str
+    videos: dict[str, int]  # in, done, failed
+    video_errors: dict[str, str]  # video -> reason, failed and damaged ones
+    num_shots: int
+    clips: dict[str, int]  # kept, rejected, failed
+    hours: dict[str, float]  # in, kept, rejected, failed
+    rejected_by: dict[str, int]  # rule -> clips
+    failed_by: dict[str, int]  # stage -> clips
+    num_captioned: int
+    shards: dict[str, int]  # shards, samples, bytes
+    rules: dict[str, str] = dataclasses.field(default_factory=dict)
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    wall_s: float = 0.0
+    num_ignored: int = 0
+
+    @property
+    def num_lost(self) -> int:
+        """Accepted clips that could not be delivered into shards."""
+        return self.failed_by.get("shards", 0)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+
+def summarise(
+    store: Store,
+    plan: Plan | None = None,
+    *,
+    metrics: dict[str, float] | None = None,
+    wall_s: float = 0.0,
+    ignored: int = 0,
+) -> Summary:
+    """Count a directory's tables, one part at a time."""
+    videos, errors, shots = collections.Counter[str](), {}, 0
+    hours: collections.defaultdict[str, float] = collections.defaultdict(float)
+    for _, table in store.parts("videos"):
+        for row in table.to_pylist():
+            videos[row["status"]] += 1
+            shots += row["num_shots"] or 0
+            hours["in"] += (row["duration_s"] or 0.0) / 3600
+            if row["error"]:
+                errors[row["video"]] = row["error"]
+    clips, rejected, failed, captioned = (collections.Counter[str]() for _ in range(4))
+    columns = ["status", "reason", "error", "duration_s", "caption"]
+    for _, table in store.parts("clips", columns):
+        for row in table.to_pylist():
+            clips[row["status"]] += 1
+            hours[row["status"]] += row["duration_s"] / 3600
+            rejected[row["reason"]] += row["status"] == "rejected"
+            failed[(row["error"] or "").partition(":")[0]] += row["status"] == "failed"
+            captioned["kept"] += row["status"] == "kept" and row["caption"] is not None
+    state = json.loads((store.root / "run.json").read_text()) if plan is None else {}
+    return Summary(
+        output=str(store.root),
+        pipeline=plan.pipeline if plan else state["pipeline"],
+        videos={"in": videos.total(), "done": videos["done"], "failed": videos["failed"]},
+        video_errors=dict(sorted(errors.items())),
+        num_shots=shots,
+        clips={status: clips[status] for status in ("kept", "rejected", "failed")},
+        hours={name: hours[name] for name in ("in", "kept", "rejected", "failed")},
+        rejected_by=dict((+rejected).most_common()),
+        failed_by=dict((+failed).most_common()),
+        num_captioned=captioned["kept"],
+        shards=_count_shards(store.root / "shards"),
+        rules={column: str(rule) for column, rule in plan.rules.items()} if plan else {},
+        metrics=metrics or {},
+        wall_s=wall_s,
+        num_ignored=ignored,
+    )
+
+
+def _count_shards(folder: Path) -> dict[str, int]:
+    try:
+        shards = json.loads((folder / "index.json").read_text())["shardlist"]
+    except (OSError, ValueError, KeyError):
+        shards = []
+    return {
+        "shards": len(shards),
+        "samples": sum(shard["nsamples"] for shard in shards),
+        "bytes": sum(shard["filesize"] for shard in shards),
+    }
+
+
+def score_table(store: Store) -> dict[str, dict[str, float | int]]:
+    """Quantiles of every numeric score: min, p05, p50, p95, max, and how many clips have none."""
+    known = {*CLIPS.names, *CAPTIONS.names, *SHARDED.names}
+    values: dict[str, list[np.ndarray[Any, Any]]] = {}
+    for _, table in store.parts("clips"):
+        for field in table.schema:
+            if field.name not in known and pa.types.is_floating(field.type):
+                values.setdefault(field.name, []).append(table[field.name].to_numpy())
+    result: dict[str, dict[str, float | int]] = {}
+    for name, chunks in values.items():
+        scores = np.concatenate(chunks)
+        measured = scores[~np.isnan(scores)]
+        quantiles = np.quantile(measured, [0, 0.05, 0.5, 0.95, 1]) if len(measured) else [float("nan")] * 5
+        result[name] = dict(zip(("min", "p05", "p50", "p95", "max"), map(float, quantiles), strict=True))
+        result[name]["unknown"] = len(scores) - len(measured)
+    return result

@@ -1,0 +1,203 @@
+"""The clip table: Parquet, one row per clip, rows never vanish.
+
+A part is the unit of commitment: the videos of one batch with all their clips and contact sheets, written as
+``videos/P.parquet``, ``clips/P.parquet`` and ``frames/P.parquet``. The videos file is written last and makes the part
+count; the others without it are leftovers of a killed run and are removed. Each file is written aside and renamed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curation.errors import TableError
+
+VIDEOS = pa.schema(
+    [
+        ("video", pa.string()),
+        ("video_id", pa.string()),
+        ("status", pa.string()),  # done | failed
+        ("error", pa.string()),  # why it failed, or what was lost
+        ("duration_s", pa.float64()),
+        ("num_frames", pa.int64()),
+        ("fps", pa.float64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("codec", pa.string()),
+        ("has_audio", pa.bool_()),
+        ("num_shots", pa.int32()),
+        ("num_clips", pa.int32()),
+        ("bytes", pa.int64()),
+        ("mtime_ns", pa.int64()),  # with bytes: tells whether the file must be fingerprinted again
+        ("measured", pa.list_(pa.string())),
+    ]
+)
+CLIPS = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("video", pa.string()),
+        ("video_id", pa.string()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("duration_s", pa.float64()),
+        ("num_frames", pa.int64()),
+        ("fps", pa.float64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("codec", pa.string()),
+        ("has_audio", pa.bool_()),
+        ("status", pa.string()),  # kept | rejected | failed
+        ("reason", pa.string()),  # the first rule that failed
+        ("error", pa.string()),  # stage: Type: message
+        ("measured", pa.list_(pa.string())),  # stage@key: what measured the scores of this row
+    ]
+)
+CAPTIONS = pa.schema(
+    [
+        ("frame_captions", pa.list_(pa.struct([("t_s", pa.float64()), ("text", pa.string())]))),
+        ("short_caption", pa.string()),
+        ("caption", pa.string()),
+        ("caption_version", pa.string()),
+        ("caption_model", pa.string()),
+        ("caption_prompt", pa.string()),
+    ]
+)
+SHARDED = pa.schema([("shard", pa.string()), ("sample_key", pa.string())])
+FRAMES = pa.schema([("clip_id", pa.string()), ("t_s", pa.float64()), ("jpeg", pa.binary())])
+
+KINDS = ("videos", "clips", "frames")
+NOT_DECODED = "not-decoded"  # the part of files that never reach the decoder: unreadable ones and copies of others
+
+
+@dataclasses.dataclass
+class Part:
+    """A unit of work and of commitment: Arrow tables that travel through the steps of a run together."""
+
+    id: str
+    videos: pa.Table = dataclasses.field(default_factory=VIDEOS.empty_table)
+    clips: pa.Table = dataclasses.field(default_factory=CLIPS.empty_table)
+    frames: pa.Table = dataclasses.field(default_factory=FRAMES.empty_table)
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def add(self, metric: str, value: float) -> None:
+        """Add to a counter that is summed over the run, such as ``frames_decoded``."""
+        self.metrics[metric] = self.metrics.get(metric, 0.0) + value
+
+    def to_row(self) -> dict[str, Any]:
+        """Serialise for an engine; a part is one row, so no engine can split or merge it."""
+        tables = {kind: _to_ipc(getattr(self, kind)) for kind in KINDS}
+        return {"id": self.id, "metrics": json.dumps(self.metrics), **tables}
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Part:
+        tables = {kind: pa.ipc.open_stream(row[kind]).read_all() for kind in KINDS}
+        return cls(id=row["id"], metrics=json.loads(row["metrics"]), **tables)
+
+
+def _to_ipc(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+class Store:
+    """The tables of one output directory."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+
+    def path(self, kind: str, part_id: str) -> Path:
+        return self.root / kind / f"{part_id}.parquet"
+
+    def create(self) -> None:
+        """Make the folders and remove what killed runs left behind."""
+        for kind in KINDS:
+            (self.root / kind).mkdir(parents=True, exist_ok=True)
+            for leftover in (self.root / kind).glob("*.tmp"):
+                leftover.unlink()
+        committed = set(self.part_ids())
+        for kind in ("clips", "frames"):
+            for path in (self.root / kind).glob("*.parquet"):
+                if path.stem not in committed:
+                    path.unlink()
+
+    def part_ids(self) -> list[str]:
+        return sorted(path.stem for path in (self.root / "videos").glob("*.parquet"))
+
+    def commit(self, part: Part, *, sheets: bool) -> None:
+        """Write the tables of a part that changed, the videos last. ``sheets``: the contact sheets changed."""
+        if sheets or not self.path("frames", part.id).exists():
+            self.write("frames", part.id, part.frames)
+        for kind in ("clips", "videos"):
+            table = getattr(part, kind)
+            if not self.path(kind, part.id).exists() or not self.read(kind, part.id).equals(table):
+                self.write(kind, part.id, table)
+
+    def remove(self, part_id: str) -> None:
+        """Take a part back, the videos first, so that a crash leaves only leftovers."""
+        for kind in KINDS:
+            self.path(kind, part_id).unlink(missing_ok=True)
+
+    def write(self, kind: str, part_id: str, table: pa.Table) -> None:
+        """Write one Parquet file aside, then rename it into place."""
+        path = self.path(kind, part_id)
+        aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        pq.write_table(table, aside, compression="zstd")
+        with open(aside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+
+    def read(self, kind: str, part_id: str, columns: Iterable[str] | None = None) -> pa.Table:
+        """Read one file of a part."""
+        path = self.path(kind, part_id)
+        if not path.exists():
+            raise TableError(f"{path} is missing though its part was committed; restore it or start a new directory")
+        try:
+            return pq.ParquetFile(path).read(None if columns is None else list(columns))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise TableError(f"{path} cannot be read ({error}); restore it or start a new directory") from error
+
+    def parts(self, kind: str, columns: Iterable[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
+        """All committed parts of one table, one at a time."""
+        for part_id in self.part_ids():
+            if kind == "videos" or self.path(kind, part_id).exists():
+                yield part_id, self.read(kind, part_id, columns)
+
+    def clips(self, columns: Iterable[str] | None = None) -> pa.Table:
+        """The whole clip table in memory, ordered by clip_id."""
+        tables = [table for _, table in self.parts("clips", columns)]
+        if not tables:
+            return CLIPS.empty_table()
+        return pa.concat_tables(tables, promote_options="default").sort_by("clip_id")
+
+    def videos(self) -> pa.Table:
+        """The whole video table in memory, ordered by name."""
+        tables = [table for _, table in self.parts("videos")]
+        return pa.concat_tables(tables or [VIDEOS.empty_table()], promote_options="default").sort_by("video")
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Bring a table to a schema: columns in order, missing ones null, others dropped."""
+    columns = [
+        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def extend(*schemas: pa.Schema) -> pa.Schema:
+    """Join schemas, the first mention of a column wins."""
+    fields: dict[str, pa.Field] = {}
+    for schema in schemas:
+        for field in schema:
+            fields.setdefault(field.name, field)
+    return pa.schema(list(fields.values()))

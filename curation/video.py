@@ -1,0 +1,222 @@
+"""Opening and decoding a source file with PyAV: upright pictures at the size asked for, in presentation time.
+
+Time is counted in seconds from the first shown frame, taken from timestamps and never from index ÷ fps. The same frame
+has the same time whether it was reached from the start or by seeking.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from types import TracebackType
+from typing import Any
+
+import av
+import numpy as np
+from av.error import FFmpegError
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+
+from curation.errors import VideoError, one_line
+from curation.frames import scaled_size
+
+_SEEKABLE = {"mov", "matroska"}  # containers whose timestamps are the same after a seek
+_FALLBACK_FPS = 25.0
+
+
+@dataclasses.dataclass
+class Frame:
+    """One decoded frame. ``picture`` gives its pixels, upright."""
+
+    index: int  # counted from where decoding began
+    t_s: float
+    raw: VideoFrame
+    rotation: int  # degrees, counter-clockwise, that bring the stored picture upright: 0, 90, 180 or 270
+    _scalers: dict[tuple[int, int, str], VideoReformatter]
+
+    def picture(self, width: int, height: int) -> np.ndarray:
+        """The upright picture, H W 3 BGR uint8, scaled to the displayed size given."""
+        if self.rotation in (90, 270):
+            width, height = height, width
+        stored = self.convert(width, height, "bgr24").to_ndarray()
+        return np.ascontiguousarray(np.rot90(stored, self.rotation // 90)) if self.rotation else stored
+
+    def convert(self, width: int, height: int, pixel_format: str) -> VideoFrame:
+        """The stored (not yet rotated) frame, scaled and converted."""
+        scaler = self._scalers.setdefault((width, height, pixel_format), VideoReformatter())
+        return scaler.reformat(self.raw, width=width, height=height, format=pixel_format, interpolation="AREA")
+
+
+class Video:
+    """A source file, decoded front to back. Use as a context manager; never share one across processes.
+
+    Attributes:
+        width, height: as displayed (rotation and pixel aspect ratio applied), known after the first frame.
+        codec: the codec's name as FFmpeg gives it, such as ``h264``.
+        losses: what could not be read, in words; empty for a sound file.
+
+    Raises:
+        VideoError: the file cannot be opened or holds no video stream.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, threads: int = 2) -> None:
+        self.path = os.fspath(path)
+        self.losses: list[str] = []
+        self.num_frames = 0
+        self.end_s = 0.0  # end of the last frame shown so far
+        self.width = self.height = self.rotation = 0
+        self._threads = threads
+        self._scalers: dict[tuple[int, int, str], VideoReformatter] = {}
+        self._origin: Fraction | None = None
+        self._open()
+        self.codec = str(self._stream.codec_context.codec.canonical_name)
+        self.has_audio = bool(self._container.streams.audio)
+
+    def _open(self) -> None:
+        try:
+            self._container = av.open(self.path, metadata_errors="replace")
+        except (FFmpegError, OSError, ValueError) as error:
+            raise VideoError(f"cannot be opened ({_reason(error)})") from error
+        try:
+            pictures = av.stream.Disposition.attached_pic
+            streams = [s for s in self._container.streams.video if not s.disposition & pictures]
+            if not streams:
+                raise VideoError("has no video stream")
+            self._stream = streams[0]
+            self._stream.thread_type = "AUTO"
+            self._stream.codec_context.thread_count = self._threads
+        except BaseException:
+            self._container.close()
+            raise
+
+    def __enter__(self) -> Video:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._container.close()
+
+    def size(self, long_side_px: int) -> tuple[int, int]:
+        """Displayed (width, height) scaled so that the longer side is ``long_side_px``."""
+        return scaled_size(self.width, self.height, long_side_px)
+
+    def declared_duration_s(self) -> float | None:
+        """How long the file says its video is, or None. A claim: compare, never trust."""
+        stream, container = self._stream, self._container
+        if stream.duration and stream.time_base:
+            return float(stream.duration * stream.time_base)
+        with contextlib.suppress(KeyError, ValueError):
+            hours, minutes, seconds = stream.metadata["DURATION"].split(":")
+            return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+        if container.duration and not self.has_audio:
+            return float(container.duration) / av.time_base
+        return None
+
+    def frames(self, start_s: float = 0.0) -> Iterator[Frame]:
+        """Decode from the start, or from a keyframe at or before ``start_s`` where the container allows it.
+
+        Damaged packets are skipped and noted in ``losses``.
+
+        Raises:
+            VideoError: not one frame could be decoded.
+        """
+        if start_s > 0 and self._seek(start_s):
+            first = True
+            for frame in self._decode():
+                if first and frame.t_s > start_s:  # the index of the file lies
+                    self.__exit__(None, None, None)
+                    self._open()
+                    break
+                first = False
+                yield frame
+            else:
+                return
+        yield from self._decode()
+        if self.num_frames == 0:
+            raise VideoError("no frame could be decoded" + (f" ({self.losses[0]})" if self.losses else ""))
+
+    def _seek(self, start_s: float) -> bool:
+        if not _SEEKABLE & set(self._container.format.name.split(",")):
+            return False
+        if self._origin is None:
+            next(self._decode(), None)
+        if self._origin is None or self._stream.time_base is None:
+            return False
+        try:
+            target = self._origin + Fraction(start_s)
+            self._container.seek(int(target / self._stream.time_base), stream=self._stream)
+        except FFmpegError:
+            return False
+        return True
+
+    def _decode(self) -> Iterator[Frame]:
+        """Decode onward from the current position."""
+        self.num_frames, last_s, step_s = 0, None, 1.0 / self._nominal_fps()
+        damaged = 0
+        for raw in self._raw_frames():
+            if self.num_frames == 0:
+                self._look(raw)
+            damaged += bool(raw.is_corrupt)
+            t_s = self._time(raw)
+            if t_s is None or (last_s is not None and t_s <= last_s):
+                t_s = 0.0 if last_s is None else last_s + step_s
+            elif last_s is not None:
+                step_s = t_s - last_s
+            last_s = t_s
+            self.end_s = t_s + self._shown_for(raw, step_s)
+            self.num_frames += 1
+            yield Frame(self.num_frames - 1, t_s, raw, self.rotation, self._scalers)
+        if damaged:
+            self.losses.append(f"{damaged} damaged frames")
+
+    def _raw_frames(self) -> Iterator[VideoFrame]:
+        skipped, reason = 0, ""
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                break
+            except (FFmpegError, ValueError) as error:
+                self.losses.append(f"reading stopped: {_reason(error)}")
+                break
+            try:
+                frames = packet.decode()
+            except FFmpegError as error:
+                skipped, reason = skipped + 1, _reason(error)
+                continue
+            yield from frames
+        if skipped:
+            self.losses.append(f"{skipped} undecodable packets ({reason})")
+
+    def _look(self, raw: VideoFrame) -> None:
+        """Learn geometry and origin from the first frame, which knows them better than the header."""
+        self.rotation = int(raw.rotation) % 360
+        if self.rotation % 90:
+            self.rotation = 0
+        aspect = self._stream.codec_context.sample_aspect_ratio or Fraction(1)
+        width, height = max(1, round(raw.width * aspect)), raw.height
+        self.width, self.height = (height, width) if self.rotation in (90, 270) else (width, height)
+        if self._origin is None and raw.pts is not None and raw.time_base:
+            self._origin = raw.pts * raw.time_base
+
+    def _time(self, raw: VideoFrame) -> float | None:
+        if raw.pts is None or not raw.time_base or self._origin is None:
+            return None
+        return float(raw.pts * raw.time_base - self._origin)
+
+    def _shown_for(self, raw: VideoFrame, step_s: float) -> float:
+        shown_s = float(raw.duration * raw.time_base) if raw.duration and raw.time_base else 0.0
+        # Containers with a millisecond clock (FLV) declare one tick; no frame is shown that short.
+        return shown_s if shown_s > 0.002 else step_s
+
+    def _nominal_fps(self) -> float:
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        return float(rate) if rate and 0 < rate <= 1000 else _FALLBACK_FPS
+
+
+def _reason(error: BaseException) -> str:
+    strerror: Any = getattr(error, "strerror", None)
+    return str(strerror) if strerror else one_line(error)

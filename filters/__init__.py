@@ -1,0 +1,9 @@
+"""Scores: one file per score, one class per stage. A score is measured here; what to keep is decided by rules."""
+
+from __future__ import annotations
+
+# Stage name in pipelines.yaml -> where the class lives. Loaded on use, so that heavy imports stay out of start-up.
+FILTERS: dict[str, str] = {
+    "motion": "filters.motion:Motion",
+    "quality": "filters.quality:Quality",
+}

@@ -1,0 +1,1 @@
+"""Training of the 3D VAE and the expert transformer on the shards. Nothing here yet: curation comes first."""
