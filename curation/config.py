@@ -148,7 +148,8 @@ class Document:
             # By way of JSON, because pydantic's strict mode takes mappings for dataclasses only there.
             return TypeAdapter(kind).validate_json(json.dumps(self.at(path) if value is None else value, default=str))
         except ValidationError as invalid:
-            first = invalid.errors()[0]
+            # A misspelt key is both unknown and missing; the first says more.
+            first = min(invalid.errors(), key=lambda error: error["type"].startswith("missing"))
             inside = tuple(first["loc"])
             raise self.error((*path, *inside), _explain(kind, inside, first)) from invalid
 

@@ -1,0 +1,125 @@
+"""Decoding in presentation time, on real files of many kinds and on damaged ones."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from curation.errors import VideoError
+from curation.video import Video
+
+
+def indexed(folder: Path) -> list[dict[str, str]]:
+    with (folder / "INDEX.csv").open() as file:
+        return [row for row in csv.DictReader(file) if row["frames"]]
+
+
+def test_real_files_have_the_frames_size_and_duration_of_their_index(real_videos: Path) -> None:
+    """Duration is that of the shown frames; the index gives the container's, which counts longer audio and delays."""
+    wrong = []
+    for row in indexed(real_videos):
+        turned = abs(int(row["rotation"] or 0)) % 180 == 90
+        width, height = int(row["width"]), int(row["height"])
+        if ":" in row["sar"]:
+            across, down = map(int, row["sar"].split(":"))
+            width = round(width * across / down)
+        if turned:
+            width, height = height, width
+        with Video(real_videos / row["file"]) as video:
+            times = [frame.t_s for frame in video.frames()]
+            ok = len(times) == int(row["frames"]) and (video.width, video.height) == (width, height)
+            ok &= times[0] == 0 and bool(np.all(np.diff(times) > 0))
+            ok &= video.codec == row["codec"]
+            delayed = row["file"] == "psd_delayed_start.mp4"  # an empty edit of 1.075 s comes first
+            declared_s = float(row["duration_s"] or video.end_s) - (1.075 if delayed else 0)
+            longest_s = 3.6 if "multistream" in row["file"] else 0.14  # other streams last longer
+            shortest_s = max(np.diff(times), default=0) + 0.001
+            ok &= -longest_s <= video.end_s - declared_s <= shortest_s
+            if not ok:
+                wrong.append((row["file"], len(times), video.width, video.height, video.end_s, declared_s))
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bbb_tree_vp9.webm",
+        "bbb_tree_hevc.mp4",
+        "testsrc_var_fps.mp4",
+        "psd_delayed_start.mp4",
+        "talking_man.flv",
+        "cars_raw_annexb.h264",
+        "asteroid_mpeg1.mpg",
+        "asl_again.mkv",
+        "talking_man_av1.mp4",
+        "lego_static_mpeg2.mxf",
+    ],
+)
+def test_a_frame_has_the_same_time_and_pixels_after_a_seek(real_videos: Path, name: str) -> None:
+    with Video(real_videos / name) as video:
+        whole = {frame.t_s: frame.picture(32, 18).tobytes() for frame in video.frames()}
+    start_s = sorted(whole)[len(whole) * 2 // 3]
+    with Video(real_videos / name) as video:
+        sought = {frame.t_s: frame.picture(32, 18).tobytes() for frame in video.frames(start_s)}
+    assert min(sought) <= start_s
+    assert {t: p for t, p in sought.items() if t >= start_s} == {t: p for t, p in whole.items() if t >= start_s}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("audio_only_two_tracks.mp4", "has no video stream"),
+        ("broken_no_moov.mp4", "cannot be opened"),
+        ("broken_text_named.mp4", "cannot be opened"),
+    ],
+)
+def test_files_without_pictures_are_refused_with_the_reason(real_videos: Path, name: str, message: str) -> None:
+    with pytest.raises(VideoError, match=message), Video(real_videos / name) as video:
+        list(video.frames())
+
+
+def test_damage_is_noted_and_what_is_readable_is_read(real_videos: Path) -> None:
+    with Video(real_videos / "broken_decord_corrupted.mp4") as video:
+        assert sum(1 for _ in video.frames()) == 49
+        assert video.losses == [
+            "1 undecodable packets (Invalid data found when processing input)",
+            "1 damaged frames",
+        ]
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_a_rotated_file_is_shown_upright(tmp_path: Path, degrees: int) -> None:
+    """A picture whose upper left quarter is red, stored turned, with a display matrix that turns it back."""
+    upright = np.zeros((48, 64, 3), np.uint8)
+    upright[:24, :32] = (255, 0, 0)
+    stored = np.ascontiguousarray(np.rot90(upright, -degrees // 90))
+    path = tmp_path / "turned.mp4"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = stored.shape[0], stored.shape[1], "yuv420p"
+        for _ in range(3):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(stored)))
+        out.mux(stream.encode(None))
+    patch_display_matrix(path, degrees)
+    with Video(path) as video:
+        frame = next(iter(video.frames()))
+        assert (video.width, video.height) == (64, 48)
+        bgr = frame.picture(64, 48)
+    assert bgr[12, 16, 2] > 200
+    assert bgr[12, 48, 2] < 60
+    assert bgr[36, 16, 2] < 60
+
+
+def patch_display_matrix(path: Path, degrees: int) -> None:
+    """Write a rotation into the track header of an MP4 file, as phones do."""
+    one, minus = 0x00010000, 0xFFFF0000
+    a, b, c, d = {90: (0, minus, one, 0), 180: (minus, 0, 0, minus), 270: (0, one, minus, 0)}[degrees]
+    data = bytearray(path.read_bytes())
+    at = data.find(b"tkhd") + 4 + 4 + 20 + 8 + 8  # version 0: times and ids, reserved, layer and volume
+    matrix = (a, b, 0, c, d, 0, 0, 0, 0x40000000)
+    data[at : at + 36] = b"".join(value.to_bytes(4, "big") for value in matrix)
+    path.write_bytes(data)

@@ -1,0 +1,71 @@
+"""Motion against panned pictures whose speed is known."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from curation.painting import paint
+from filters.motion import Motion
+
+HEIGHT, WIDTH = 144, 256
+
+
+def panned(px_per_frame: float, fps: float, seconds: float = 2.0, height: int = 360) -> tuple[np.ndarray, np.ndarray]:
+    """Grey frames as the decode pass would give them for a pan of a 640x360 picture, on the filter's time grid."""
+    scale = HEIGHT / height
+    step = round(fps / Motion.frames.fps)  # type: ignore[operator]
+    count = int(seconds * fps) // step
+    world = paint(int(WIDTH / scale + px_per_frame * fps * seconds) + 2, height, "green meadow", seed=3)
+    frames = []
+    for i in range(count):
+        left = px_per_frame * i * step
+        window = cv2.warpAffine(
+            world,
+            np.array([[1, 0, left], [0, 1, 0]], np.float64),
+            (int(WIDTH / scale), height),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        )
+        frames.append(
+            cv2.cvtColor(cv2.resize(window, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+        )
+    return np.stack(frames), np.arange(count) * step / fps
+
+
+@pytest.mark.parametrize("px_per_frame", [0.5, 1.0, 3.0, 6.0])
+@pytest.mark.parametrize("fps", [24.0, 30.0, 60.0])
+def test_a_pan_has_its_true_speed_in_frame_heights_per_second(px_per_frame: float, fps: float) -> None:
+    truth = px_per_frame * fps / 360
+    score = Motion().score(*panned(px_per_frame, fps))
+    assert score["motion_score"] == pytest.approx(truth, rel=0.05, abs=0.003)
+    assert score["still_share"] == 0.0
+
+
+def test_the_same_pan_at_another_frame_rate_has_the_same_score() -> None:
+    slow, fast = (Motion().score(*panned(120 / fps, fps))["motion_score"] for fps in (24.0, 60.0))
+    assert slow == pytest.approx(fast, rel=0.05)
+
+
+def test_a_still_picture_is_still_despite_noise() -> None:
+    frames, times = panned(0.0, 24.0)
+    noise = np.random.default_rng(0).normal(0, 1.5, frames.shape)
+    noisy = np.clip(frames + noise, 0, 255).astype(np.uint8)
+    score = Motion().score(noisy, times)
+    assert score["still_share"] == 1.0
+    assert score["motion_score"] < 0.02
+
+
+def test_a_small_moving_thing_before_a_still_background_is_not_still() -> None:
+    frames, times = panned(0.0, 24.0)
+    for i, frame in enumerate(frames):
+        cv2.circle(frame, (40 + 6 * i, 72), 14, 255, -1)
+    score = Motion().score(frames, times)
+    assert score["still_share"] == 0.0
+    assert score["motion_score"] < 0.05
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_frames_are_unknown_not_zero(count: int) -> None:
+    frames, times = panned(1.0, 24.0)
+    assert set(Motion().score(frames[:count], times[:count]).values()) == {None}

@@ -1,0 +1,66 @@
+"""Quality measures on pictures of known exposure, sharpness and bars."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from curation.painting import paint
+from filters.quality import Quality, bars
+
+
+def still(height: int = 360, width: int = 640, count: int = 4) -> np.ndarray:
+    grey = cv2.cvtColor(paint(width, height, "desert", seed=1), cv2.COLOR_RGB2GRAY)
+    return np.stack([np.roll(grey, 3 * i, axis=1) for i in range(count)])
+
+
+def score(frames: np.ndarray) -> dict[str, object]:
+    return Quality().score(frames, np.arange(len(frames)) / 2.0)
+
+
+@pytest.mark.parametrize(("level", "exposure"), [(0, 0.0), (51, 0.2), (128, 0.502), (255, 1.0)])
+def test_exposure_is_the_mean_grey_level(level: int, exposure: float) -> None:
+    frames = np.full((3, 36, 64), level, np.uint8)
+    assert score(frames)["exposure"] == pytest.approx(exposure, abs=0.001)
+    assert score(frames)["clipped_share"] == (1.0 if level in (0, 255) else 0.0)
+
+
+def test_blur_lowers_sharpness_and_flat_pictures_have_none() -> None:
+    frames = still()
+    blurred = np.stack([cv2.GaussianBlur(frame, (0, 0), 3) for frame in frames])
+    assert score(blurred)["sharpness"] < score(frames)["sharpness"] / 2  # type: ignore[operator]
+    assert score(np.full((3, 36, 64), 90, np.uint8))["sharpness"] is None
+
+
+def test_sharpness_does_not_depend_on_contrast() -> None:
+    frames = np.clip((still() - 150.0) * 3 + 128, 0, 255).astype(np.uint8)
+    faint = np.round(frames * 0.7 + 40).astype(np.uint8)
+    assert score(faint)["sharpness"] == pytest.approx(score(frames)["sharpness"], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("left", "top", "right", "bottom"), [(0, 0, 0, 0), (0, 45, 0, 45), (80, 0, 80, 0), (0, 0, 0, 36), (64, 18, 32, 0)]
+)
+def test_bars_are_found_to_the_pixel(left: int, top: int, right: int, bottom: int) -> None:
+    frames = np.maximum(still(), 60)
+    frames[:, :top] = frames[:, 360 - bottom :] = 16
+    frames[:, :, :left] = frames[:, :, 640 - right :] = 16
+    assert bars(frames) == pytest.approx((left / 640, top / 360, right / 640, bottom / 360))
+    area = 1 - (1 - (left + right) / 640) * (1 - (top + bottom) / 360)
+    assert score(frames)["border_area"] == pytest.approx(area)
+
+
+def test_a_dark_edge_that_moves_is_no_bar() -> None:
+    frames = np.maximum(still(), 60)
+    for i, frame in enumerate(frames):
+        frame[: 20 + 10 * i] = 10 * (i % 2) + 5
+    assert bars(frames)[1] <= 20 / 360
+
+
+def test_a_black_picture_has_no_bars() -> None:
+    assert bars(np.zeros((3, 36, 64), np.uint8)) == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_no_frames_are_unknown() -> None:
+    assert set(score(np.empty((0, 0, 0), np.uint8)).values()) == {None}

@@ -1,0 +1,92 @@
+"""Small things that several test files need."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from curation.frames import PACKED, SHEET, Frames, pack
+from curation.stage import Stage
+from curation.table import CLIPS, Store
+
+
+def contents(output: Path) -> dict[str, Any]:
+    """Everything a run produced, in an order that does not depend on how it was produced."""
+    store = Store(output)
+    clips = store.clips().to_pylist()
+    videos = [{k: v for k, v in row.items() if k != "mtime_ns"} for row in store.videos().to_pylist()]
+    frames = sorted(
+        (row["clip_id"], row["t_s"], hashlib.md5(row["jpeg"]).hexdigest())
+        for _, table in store.parts("frames")
+        for row in table.to_pylist()
+    )
+    return {"clips": clips, "videos": videos, "frames": frames, "shards": shard_bytes(output)}
+
+
+def shard_bytes(output: Path) -> dict[str, str]:
+    """File name -> md5 of everything in the shards folder."""
+    return {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in sorted((output / "shards").glob("*"))}
+
+
+def clip_rows(count: int, **columns: Sequence[Any]) -> pa.Table:
+    """A clip table of ``count`` kept clips, with further columns as given."""
+    rows = [
+        {
+            "clip_id": f"v{i:023d}-00000000000-00002000000",
+            "video": f"v{i}.mp4",
+            "video_id": f"v{i:023d}",
+            "start_s": 0.0,
+            "end_s": 2.0,
+            "duration_s": 2.0,
+            "num_frames": 48,
+            "fps": 24.0,
+            "width": 64,
+            "height": 36,
+            "codec": "h264",
+            "has_audio": False,
+            "status": "kept",
+            "measured": [],
+        }
+        for i in range(count)
+    ]
+    table = pa.Table.from_pylist(rows, schema=CLIPS)
+    for name, values in columns.items():
+        table = table.append_column(name, values if isinstance(values, pa.Array) else pa.array(values))
+    return table
+
+
+def moving_frames(request: Frames, count: int = 16, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Frames that pan over noise, as ``request`` would deliver them."""
+    import cv2
+
+    width, height = request.long_side_px, request.long_side_px * 9 // 16
+    noise = np.random.default_rng(seed).integers(0, 256, (height // 8, (width + count * 2) // 8, 3), np.uint8)
+    world = cv2.resize(noise, (width + count * 2, height), interpolation=cv2.INTER_CUBIC)
+    frames = np.stack([world[:, 2 * i : 2 * i + width] for i in range(count)])
+    if request.colour == "grey":
+        frames = frames[..., 0]
+    return np.ascontiguousarray(frames), np.arange(count) / (request.fps or 2.0)
+
+
+def batch_for(stage: Stage, count: int) -> pa.Table:
+    """Clips with every column that ``stage`` reads, so that it can run."""
+    table = clip_rows(count)
+    for column in stage.inputs:
+        if column in table.column_names:
+            continue
+        if column == "video_path":
+            table = table.append_column(column, pa.array([f"/nowhere/v{i}.mp4" for i in range(count)]))
+        elif column == "frames":
+            table = table.append_column(column, pa.array([[] for _ in range(count)], SHEET))
+        elif column.startswith("frames_"):
+            frames = stage.frames  # type: ignore[attr-defined]
+            cells = [pack(*moving_frames(frames, seed=i)) for i in range(count)]
+            table = table.append_column(column, pa.array(cells, PACKED))
+        else:
+            raise AssertionError(f"tests do not know how to make column {column!r}; teach batch_for")
+    return table

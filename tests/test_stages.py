@@ -1,0 +1,137 @@
+"""Contract tests that every registered stage gets by itself."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pickle
+
+import pyarrow as pa
+import pytest
+
+from curation.config import STAGES
+from curation.errors import StageError
+from curation.stage import Filter, Stage, run_stage
+from tests.helpers import batch_for
+
+NAMES = sorted(set(STAGES) - {"decode"})
+
+
+def load(name: str) -> Stage:
+    module, _, attribute = STAGES[name].partition(":")
+    stage: Stage = getattr(importlib.import_module(module), attribute)()
+    return stage
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stage_writes_exactly_the_columns_it_declares(name: str) -> None:
+    stage = load(name)
+    stage.setup()
+    batch = batch_for(stage, 3)
+    done = run_stage(stage, batch, mark=stage.mark({}))
+    assert set(done.column_names) - set(batch.column_names) == set(stage.writes.names) - set(batch.column_names)
+    for field in stage.writes:
+        assert done.schema.field(field.name).type == field.type
+    assert done["status"].to_pylist() == ["kept"] * 3
+    assert done["measured"].to_pylist() == [[stage.mark({})]] * 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stage_takes_an_empty_batch(name: str) -> None:
+    stage = load(name)
+    stage.setup()
+    done = run_stage(stage, batch_for(stage, 0), mark=stage.mark({}))
+    assert done.num_rows == 0
+    assert set(stage.writes.names) <= set(done.column_names)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_broken_clip_among_good_ones_costs_only_itself(name: str) -> None:
+    stage = load(name)
+    stage.setup()
+    batch = batch_for(stage, 5)
+    good = run_stage(stage, batch, mark="m@1")
+    poisoned = poison(stage, batch, row=2)
+    done = run_stage(stage, poisoned, mark="m@1")
+    assert done["status"].to_pylist() == ["kept", "kept", "failed", "kept", "kept"]
+    assert done["error"][2].as_py().startswith(f"{stage.name}: ")
+    for column in stage.writes.names:
+        expected = good[column].to_pylist()
+        expected[2] = None
+        assert done[column].to_pylist() == expected
+
+
+def poison(stage: Stage, batch: pa.Table, row: int) -> pa.Table:
+    """Make one row's input unusable: null where the stage expects something."""
+    column = stage.inputs[0]
+    values = batch[column].to_pylist()
+    values[row] = None
+    field = batch.schema.field(column)
+    return batch.set_column(batch.schema.get_field_index(column), field, pa.array(values, field.type))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stage_pickles_and_measures_the_same_afterwards(name: str) -> None:
+    stage = load(name)
+    copy = pickle.loads(pickle.dumps(stage))
+    stage.setup()
+    copy.setup()
+    batch = batch_for(stage, 2)
+    assert run_stage(copy, batch, mark="m@1").equals(run_stage(stage, batch, mark="m@1"))
+    assert copy.mark({}) == stage.mark({})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stage_and_every_column_it_writes_are_documented(name: str) -> None:
+    stage = load(name)
+    text = inspect.getdoc(type(stage)) or ""
+    assert text
+    assert stage.name == name
+    if isinstance(stage, Filter):
+        for column in stage.writes.names:
+            assert f"{column}:" in text, f"{column} is not explained in the docstring"
+
+
+class Doubler(Stage):
+    """Writes twice the duration."""
+
+    name = "doubler"
+    reads = ("duration_s",)
+    writes = pa.schema([("twice", pa.float32())])
+
+    def process(self, clips: pa.Table) -> pa.Table:
+        return pa.table({"twice": pa.array([2 * v for v in clips["duration_s"].to_pylist()], pa.float32())})
+
+
+def test_rejected_and_failed_clips_are_not_measured() -> None:
+    batch = batch_for(Doubler(), 3)
+    status = pa.array(["kept", "rejected", "failed"])
+    batch = batch.set_column(batch.schema.get_field_index("status"), "status", status)
+    assert run_stage(Doubler(), batch, mark="d@1")["twice"].to_pylist() == [4.0, None, None]
+    assert run_stage(Doubler(), batch, mark="d@1", score_rejected=True)["twice"].to_pylist() == [4.0, 4.0, None]
+
+
+def test_a_clip_that_carries_the_mark_keeps_its_value() -> None:
+    once = run_stage(Doubler(), batch_for(Doubler(), 2), mark="doubler@1")
+    altered = once.set_column(once.schema.get_field_index("twice"), "twice", pa.array([7.0, 7.0], pa.float32()))
+    assert run_stage(Doubler(), altered, mark="doubler@1")["twice"].to_pylist() == [7.0, 7.0]
+    assert run_stage(Doubler(), altered, mark="doubler@2")["twice"].to_pylist() == [4.0, 4.0]
+    assert run_stage(Doubler(), altered, mark="doubler@2")["measured"].to_pylist() == [["doubler@2"]] * 2
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        pa.table({"other": pa.array([1.0, 1.0], pa.float32())}),
+        pa.table({"twice": pa.array([1.0, 1.0], pa.float64())}),
+        pa.table({"twice": pa.array([1.0], pa.float32())}),
+    ],
+    ids=["another column", "another type", "a row too few"],
+)
+def test_a_stage_that_breaks_its_contract_stops_the_run(result: pa.Table) -> None:
+    class Broken(Doubler):
+        def process(self, clips: pa.Table) -> pa.Table:
+            return result
+
+    with pytest.raises(StageError, match="doubler"):
+        run_stage(Broken(), batch_for(Doubler(), 2), mark="d@1")
