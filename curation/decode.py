@@ -8,6 +8,7 @@ needs no more memory than a short one.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import tempfile
@@ -81,7 +82,8 @@ def decode_video(path: str, row: dict[str, Any], first: Step, dense: list[Step],
     try:
         with Video(path, threads=first.stage.threads) as video:
             work = _Pass(video, row, first, dense, score_rejected)
-            work.run()
+            with contextlib.closing(work):
+                work.run()
             losses = _losses(video)
     except VideoError as error:
         return Decoded({**row, "status": "failed", "error": str(error)}, schema.empty_table(), FRAMES.empty_table())
@@ -127,6 +129,11 @@ class _Pass:
         self.clips: list[pa.Table] = []
         self.sheet: list[dict[str, Any]] = []
         self.num_shots = 0
+
+    def close(self) -> None:
+        """Remove the temporary files."""
+        for kept in (*self.kept.values(), self.sheet_kept):
+            kept.file.close()
 
     def run(self) -> None:
         for frame in self.video.frames():
@@ -257,7 +264,7 @@ class _Kept:
         self.shape: tuple[int, ...] = (0, 0)
         self.entries: list[_Entry] = []
         self._next_s = 0.0
-        self._file = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115 - closed with the pass
+        self.file = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115 - closed with the pass
 
     def wants(self, t_s: float) -> bool:
         """Whether this is the first frame at or after the next point of the grid."""
@@ -267,13 +274,13 @@ class _Kept:
         return True
 
     def add(self, index: int, t_s: float, data: bytes) -> None:
-        offset = self._file.seek(0, 2)
-        self._file.write(data)
+        offset = self.file.seek(0, 2)
+        self.file.write(data)
         self.entries.append(_Entry(index, t_s, offset, len(data)))
 
     def read(self, entry: _Entry) -> bytes:
-        self._file.seek(entry.offset)
-        return self._file.read(entry.size)
+        self.file.seek(entry.offset)
+        return self.file.read(entry.size)
 
     def between(self, start: int, end: int) -> list[_Entry]:
         return sorted(entry for entry in self.entries if start <= entry.frame < end)
@@ -287,8 +294,8 @@ class _Kept:
     def drop_before(self, index: int) -> None:
         """Forget the frames of a finished shot."""
         rest = [(entry.frame, entry.t_s, self.read(entry)) for entry in self.entries if entry.frame >= index]
-        self._file.close()
-        self._file = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115
+        self.file.seek(0)
+        self.file.truncate()
         self.entries = []
         for item in rest:
             self.add(*item)

@@ -25,6 +25,7 @@ _OTHER_EDGES = 0.2  # the same where only a small part of the picture changes wh
 _UNRELATED_COLOURS = 0.3  # correlation of colour histograms
 _VISIBLE_LEVELS = 20  # a visibly changed pixel differs by this much of 255
 _VISIBLE_SHARE, _LARGE_SHARE = 0.003, 0.1  # of the picture; a title on black is small
+_MOST, _CONTRAST, _SAME_PICTURE = 0.4, 8.0, 0.95  # an exposure jump: most pixels change, their pattern does not
 _STILL = 10.0  # nothing else moves: the jump is this many times larger than the changes around it
 _LOOK_BACK = 8  # frames kept for checking; detectors report at most 2 frames late
 
@@ -90,11 +91,17 @@ def is_cut(before: np.ndarray, after: np.ndarray, *, around: list[tuple[np.ndarr
 
     ``around`` holds the pairs of frames just before and just after, which tell how much moves within the shots.
     """
-    if cv2.compareHist(_histogram(before), _histogram(after), cv2.HISTCMP_CORREL) < _UNRELATED_COLOURS:
-        return True
     grey = _grey(before), _grey(after)
     change = cv2.absdiff(*grey)
     visible = float(np.mean(change > _VISIBLE_LEVELS))
+    if (
+        visible > _MOST
+        and min(float(picture.std()) for picture in grey) > _CONTRAST
+        and _correlation(*grey) > _SAME_PICTURE
+    ):
+        return False  # brighter or darker, but the same
+    if cv2.compareHist(_histogram(before), _histogram(after), cv2.HISTCMP_CORREL) < _UNRELATED_COLOURS:
+        return True
     if visible < _VISIBLE_SHARE:
         return False
     unrest = max((float(cv2.absdiff(_grey(a), _grey(b)).mean()) for a, b in around), default=0.0)
@@ -107,6 +114,10 @@ def is_cut(before: np.ndarray, after: np.ndarray, *, around: list[tuple[np.ndarr
 
 def _grey(picture: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    return float(cv2.matchTemplate(a, b, cv2.TM_CCOEFF_NORMED)[0, 0])
 
 
 def _histogram(picture: np.ndarray) -> np.ndarray:

@@ -1,0 +1,75 @@
+"""Cuts: exact on generated truth and on annotated real clips, none at exposure jumps, pans and fades."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from curation.footage import DEMO, Film, Shot, pictures
+from curation.frames import fit
+from curation.shots import LONG_SIDE_PX, DetectorName, ShotDetector
+from curation.video import Video
+from tests.curation.test_video import indexed
+
+
+def cuts_of_frames(frames: list[np.ndarray], detector: DetectorName = "adaptive") -> list[int]:
+    shots = ShotDetector(detector)
+    found = [cut for i, frame in enumerate(frames) for cut in shots.push(i, fit(frame[..., ::-1], LONG_SIDE_PX))]
+    return found + shots.finish()
+
+
+def cuts_of_file(path: Path) -> list[int]:
+    shots, found = ShotDetector(), []
+    with Video(path) as video:
+        for frame in video.frames():
+            found += shots.push(frame.index, frame.picture(*video.size(LONG_SIDE_PX)))
+    return found + shots.finish()
+
+
+@pytest.mark.parametrize("film", [film for film in DEMO if not film.dissolve_s], ids=lambda film: film.name)
+def test_cuts_of_generated_films_are_found_at_their_frame(film: Film, footage: Path, truth: dict[str, Any]) -> None:
+    expected = [t["start_frame"] for t in truth[film.name]["transitions"]]
+    assert cuts_of_file(footage / film.name) == expected
+
+
+@pytest.mark.parametrize("detector", ["adaptive", "content"])
+def test_detectors_agree_on_plain_cuts(detector: DetectorName) -> None:
+    film = Film(name="x.mp4", shots=(Shot(), Shot(background="desert"), Shot(background="blue sky")))
+    assert cuts_of_frames(list(pictures(film)), detector) == [48, 96]
+
+
+def test_no_detector_no_cut() -> None:
+    film = Film(name="x.mp4", shots=(Shot(), Shot(background="desert")))
+    assert cuts_of_frames(list(pictures(film)), "none") == []
+
+
+@pytest.mark.parametrize("gain", [0.6, 0.75, 1.3])
+def test_an_exposure_jump_is_no_cut(gain: float) -> None:
+    frames = list(pictures(Film(name="x.mp4", shots=(Shot(seconds=3.0),))))
+    frames[36:] = [np.clip(frame * gain + 4, 0, 255).astype(np.uint8) for frame in frames[36:]]
+    assert cuts_of_frames(frames) == []
+
+
+def test_noise_in_near_black_frames_is_no_cut() -> None:
+    random = np.random.default_rng(0)
+    frames = [random.integers(0, 4 + (i == 20), (144, 256, 3)).astype(np.uint8) for i in range(40)]
+    assert cuts_of_frames(frames) == []
+
+
+def test_hard_cuts_of_real_clips_are_found_and_few_are_false(real_videos: Path) -> None:
+    """Every annotated cut within one frame; at most one in twenty found cuts is not annotated."""
+    missed, false, num_found = [], [], 0
+    for row in indexed(real_videos):
+        expected = [int(cut.split()[0]) for cut in row["hard_cuts"].split(";") if re.match(r"\s*\d", cut)]
+        if row["file"] == "nasa_13013_multistream.mp4":
+            expected = [202]  # the other is of another stream
+        found = cuts_of_file(real_videos / row["file"])
+        num_found += len(found)
+        missed += [(row["file"], cut) for cut in expected if not any(abs(cut - other) <= 1 for other in found)]
+        false += [(row["file"], cut) for cut in found if not any(abs(cut - other) <= 1 for other in expected)]
+    assert missed == []
+    assert len(false) * 20 <= num_found, false
