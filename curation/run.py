@@ -260,7 +260,7 @@ def write_shards(
     shard_set = ShardSet(store, settings)
     parts = shard_set.parts()
     key = shard_set.key(parts)
-    if shard_set.is_done(key):
+    if shard_set.is_done(key, parts):
         return {}
     shard_set.begin(key)
     progress.begin("writing shards", total=sum(part.clips.num_rows for part in parts))

@@ -183,14 +183,14 @@ class ShardSet:
                 digest.update(json.dumps([part.id, sample_json(row, self.settings), row["caption"]]).encode())
         return digest.hexdigest()
 
-    def is_done(self, key: str) -> bool:
-        """Whether the shards in place are the result of ``key`` and all there."""
+    def is_done(self, key: str, parts: list[Part]) -> bool:
+        """Whether the shards in place are the result of ``key``, all there, and no clip is missing in them."""
         try:
             index = json.loads((self.folder / INDEX).read_text())
+            whole = sum(shard["nsamples"] for shard in index["shardlist"]) == sum(part.clips.num_rows for part in parts)
             sizes = {shard["url"]: shard["filesize"] for shard in index["shardlist"]}
-            return index["cutroom"]["key"] == key and all(
-                (self.folder / url).stat().st_size == size for url, size in sizes.items()
-            )
+            there = all((self.folder / url).stat().st_size == size for url, size in sizes.items())
+            return bool(index["cutroom"]["key"] == key and whole and there)
         except (OSError, ValueError, KeyError):
             return False
 

@@ -1,0 +1,261 @@
+"""Runs: the same result whatever the engine, order or disturbance; only what changed is done again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from curation.errors import UsageError
+from curation.run import run
+from curation.summary import Summary
+from curation.table import Store
+from tests.conftest import PIPELINE
+from tests.helpers import contents
+
+QUICK = ["hard_cuts.mp4", "still.mp4", "cuts_vp9.webm", "broken_noise.mp4"]
+
+
+@pytest.fixture
+def folder(footage: Path, tmp_path: Path) -> Path:
+    """A few of the films, to be changed at will."""
+    (tmp_path / "in").mkdir()
+    for name in QUICK:
+        shutil.copy(footage / name, tmp_path / "in" / name)
+        if (footage / name).with_suffix(".json").exists():
+            shutil.copy((footage / name).with_suffix(".json"), tmp_path / "in")
+    return tmp_path / "in"
+
+
+def pipeline_file(folder: Path, **changes: Any) -> Path:
+    """A pipeline like weight_free, quicker to decode in one process, with changes."""
+    spec: dict[str, Any] = {
+        "stages": [{"decode": {"isolate": False}}, "motion", "quality", "sidecar_captions"],
+        "keep": {"duration_s": {"min": 1.0}, "still_share": {"max": 0.9}},
+        "shards": {"max_samples": 2},
+    }
+    file = folder / "pipelines.yaml"
+    file.write_text(json.dumps({"mine": {**spec, **changes}}))  # JSON is YAML
+    return file
+
+
+def go(folder: Path, output: Path, *, retry_failed: bool = False, shards: bool = True, **changes: Any) -> Summary:
+    file = pipeline_file(folder.parent, **changes)
+    return run(
+        "mine", [str(folder)], output, config=str(file), engine="local", retry_failed=retry_failed, shards=shards
+    )
+
+
+def test_the_tables_add_up(finished: Path) -> None:
+    clips, videos = f"'{finished}/clips/*.parquet'", f"'{finished}/videos/*.parquet'"
+    count, distinct = duckdb.sql(f"SELECT count(*), count(DISTINCT clip_id) FROM {clips}").fetchall()[0]
+    assert count == distinct > 15
+    status = dict(duckdb.sql(f"SELECT status, count(*) FROM {clips} GROUP BY 1").fetchall())
+    assert set(status) == {"kept", "rejected"}
+    assert dict(duckdb.sql(f"SELECT status, count(*) FROM {videos} GROUP BY 1").fetchall()) == {"done": 13, "failed": 1}
+    lost = duckdb.sql(f"SELECT video FROM {videos} WHERE error IS NOT NULL ORDER BY 1").fetchall()
+    assert [Path(video).name for (video,) in lost] == ["broken_copy.mp4", "broken_noise.mp4"]
+    reasons = dict(duckdb.sql(f"SELECT reason, count(*) FROM {clips} WHERE status = 'rejected' GROUP BY 1").fetchall())
+    assert reasons == {"duration_s": 1, "still_share": 1, "border_area": 1}
+
+
+def test_clips_carry_the_captions_of_their_own_shot(clips: list[dict[str, Any]], truth: dict[str, Any]) -> None:
+    checked = 0
+    for clip in clips:
+        facts = truth[Path(clip["video"]).name]
+        for shot in facts.get("shots", []):
+            if (
+                clip["start_s"] >= shot["start_s"] - 1e-3
+                and clip["end_s"] <= shot["end_s"] + 1e-3
+                and clip["status"] == "kept"
+            ):
+                assert clip["caption"] == shot["text"]
+                checked += 1
+    assert checked >= 12
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_as_local_and_so_does_another_order(finished: Path, footage: Path, tmp_path: Path) -> None:
+    films = sorted(footage.glob("*.mp4"), reverse=True) + sorted(footage.glob("*.webm"))
+    script = "import sys; from curation.run import run; run(sys.argv[1], sys.argv[3:], sys.argv[2])"
+    subprocess.run([sys.executable, "-c", script, PIPELINE, str(tmp_path / "ray"), *map(str, films)], check=True)
+    assert contents(tmp_path / "ray") == contents(finished)
+    run(PIPELINE, [str(film) for film in films], tmp_path / "local", engine="local")
+    assert contents(tmp_path / "local") == contents(finished)
+
+
+def test_a_second_run_decodes_and_encodes_nothing(folder: Path, tmp_path: Path) -> None:
+    first = go(folder, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    assert first.metrics["videos_decoded"] == 4
+    second = go(folder, tmp_path / "out")
+    assert second.metrics == {}
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_new_video_is_added_and_only_it_is_decoded(folder: Path, footage: Path, tmp_path: Path) -> None:
+    go(folder, tmp_path / "out")
+    shutil.copy(footage / "pan.mp4", folder)
+    again = go(folder, tmp_path / "out")
+    assert again.metrics["videos_decoded"] == 1
+    assert again.metrics["clips_encoded"] == 1
+    assert again.metrics["clips_reused"] == 5
+    go(folder, tmp_path / "fresh")
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_another_content_under_the_same_name_replaces_the_old_rows(folder: Path, footage: Path, tmp_path: Path) -> None:
+    go(folder, tmp_path / "out")
+    shutil.copy(footage / "pan.mp4", folder / "still.mp4")
+    go(folder, tmp_path / "out")
+    go(folder, tmp_path / "fresh")
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_a_renamed_video_is_the_same_video(folder: Path, tmp_path: Path) -> None:
+    go(folder, tmp_path / "out")
+    shutil.copy(folder / "hard_cuts.mp4", folder / "copy_of_hard_cuts.mp4")
+    again = go(folder, tmp_path / "out")
+    assert "videos_decoded" not in again.metrics
+    errors = {Path(video).name: error for video, error in again.video_errors.items()}
+    assert "same content as" in errors["copy_of_hard_cuts.mp4"]
+    assert again.videos == {"in": 5, "done": 4, "failed": 1}
+
+
+def test_changing_a_rule_measures_nothing_again(folder: Path, tmp_path: Path) -> None:
+    before = go(folder, tmp_path / "out")
+    scores = {row["clip_id"]: row["motion_score"] for row in Store(tmp_path / "out").clips().to_pylist()}
+    rules = {"duration_s": {"min": 1.0}, "still_share": {"max": 0.9}, "exposure": {"max": 0.5}}
+    after = go(folder, tmp_path / "out", keep=rules)
+    assert "videos_decoded" not in after.metrics
+    assert "clips_encoded" not in after.metrics
+    assert after.clips["kept"] < before.clips["kept"]
+    assert {row["clip_id"]: row["motion_score"] for row in Store(tmp_path / "out").clips().to_pylist()} == scores
+    assert contents(tmp_path / "out") == fresh(folder, tmp_path, keep=rules)
+
+
+def fresh(folder: Path, tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    go(folder, tmp_path / "fresh", **changes)
+    return contents(tmp_path / "fresh")
+
+
+def test_loosening_a_rule_measures_the_clips_that_it_had_kept_from_being_measured(folder: Path, tmp_path: Path) -> None:
+    go(folder, tmp_path / "out")
+    rules = {"duration_s": {"min": 0.5}, "still_share": {"max": 0.9}}
+    again = go(folder, tmp_path / "out", keep=rules)
+    assert again.metrics["videos_decoded"] == 1  # only hard_cuts.mp4 holds a clip shorter than a second
+    assert again.metrics["clips_encoded"] == 1
+    assert contents(tmp_path / "out") == fresh(folder, tmp_path, keep=rules)
+
+
+def test_changing_how_shots_are_divided_gives_what_a_fresh_run_gives(folder: Path, tmp_path: Path) -> None:
+    go(folder, tmp_path / "out")
+    stages = [{"decode": {"isolate": False, "max_clip_s": 1.2}}, "motion", "quality", "sidecar_captions"]
+    go(folder, tmp_path / "out", stages=stages)
+    assert contents(tmp_path / "out") == fresh(folder, tmp_path, stages=stages)
+
+
+def test_a_changed_caption_file_changes_the_caption_and_encodes_nothing(folder: Path, tmp_path: Path) -> None:
+    go(folder, tmp_path / "out")
+    (folder / "cuts_vp9.json").write_text(json.dumps({"caption": "Something else."}))
+    again = go(folder, tmp_path / "out")
+    assert "clips_encoded" not in again.metrics
+    assert "videos_decoded" not in again.metrics
+    assert contents(tmp_path / "out") == fresh(folder, tmp_path)
+
+
+def test_a_broken_caption_file_costs_its_clips_and_is_retried_when_mended(folder: Path, tmp_path: Path) -> None:
+    (folder / "cuts_vp9.json").write_text("{")
+    broken = go(folder, tmp_path / "out")
+    assert broken.failed_by == {"sidecar_captions": 2}
+    (folder / "cuts_vp9.json").write_text(json.dumps({"caption": "Mended."}))
+    mended = go(folder, tmp_path / "out", retry_failed=True)
+    assert mended.failed_by == {}
+    assert contents(tmp_path / "out") == fresh(folder, tmp_path)
+
+
+def test_a_source_that_is_gone_when_shards_are_written_is_said_and_retried(folder: Path, tmp_path: Path) -> None:
+    go(folder, tmp_path / "out", shards=False)
+    away = (folder / "cuts_vp9.webm").rename(tmp_path / "away.webm")
+    from curation.reshard import shard_directory
+
+    lost = shard_directory(tmp_path / "out", engine="local")
+    assert lost.num_lost == 2
+    assert lost.failed_by == {"shards": 2}
+    away.rename(folder / "cuts_vp9.webm")
+    found = shard_directory(tmp_path / "out", engine="local")
+    assert found.num_lost == 0
+    assert contents(tmp_path / "out") == fresh(folder, tmp_path)
+
+
+def test_a_missing_file_of_a_list_is_a_failed_row(footage: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(f"{footage / 'still.mp4'}\nabsent.mp4\n")
+    (tmp_path / "empty.mp4").touch()
+    inputs = [str(tmp_path / "list.txt"), str(tmp_path / "empty.mp4")]
+    summary = run(PIPELINE, inputs, tmp_path / "out", engine="local", shards=False)
+    assert summary.videos == {"in": 3, "done": 1, "failed": 2}
+    errors = {Path(video).name: error for video, error in summary.video_errors.items()}
+    assert "No such file" in errors["absent.mp4"]
+    assert "the file is empty" in errors["empty.mp4"]
+
+
+def test_two_runs_cannot_share_a_directory(folder: Path, tmp_path: Path) -> None:
+    from curation.run import locked
+
+    with locked(tmp_path / "out"), pytest.raises(UsageError, match="another run is writing"):
+        go(folder, tmp_path / "out")
+
+
+def test_nothing_is_encoded_that_a_rule_rejects(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shards.write
+
+    started = []
+
+    def counting(source: str, row: dict[str, Any], *rest: Any) -> bytes:
+        started.append(row["clip_id"])
+        return b"video"
+
+    monkeypatch.setattr(shards.write, "encode_clip", counting)
+    go(folder, tmp_path / "out")
+    rows = Store(tmp_path / "out").clips().to_pylist()
+    assert sorted(started) == [row["clip_id"] for row in rows if row["status"] == "kept"]
+    assert any(row["status"] == "rejected" for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_kill_9_half_way_and_again_gives_the_undisturbed_result(
+    engine: str, footage: Path, finished: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "curation.cli", "run", PIPELINE, "--input", str(footage), "--output", str(output)]
+    command += ["--engine", engine]
+    kills = 0
+    for moment in ("videos", "videos", "shards.new"):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = count(output, moment)
+        while process.poll() is None and count(output, moment) <= before:
+            time.sleep(0.02)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills >= 2
+    decoded = sum(table.num_rows for _, table in Store(output).parts("videos"))
+    done = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True)
+    metrics = json.loads(done.stdout)["metrics"]
+    assert metrics.get("videos_decoded", 0) <= 14 - decoded
+    assert contents(output) == contents(finished)
+
+
+def count(output: Path, folder: str) -> int:
+    return len(os.listdir(output / folder)) if (output / folder).is_dir() else 0
