@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
-from curation.errors import UsageError
+from curation.errors import CutroomError, UsageError
 from curation.stage import Needs
 from curation.table import Part
 
@@ -36,7 +36,10 @@ class Engine(Protocol):
     """Runs steps over parts."""
 
     def num_cpus(self) -> int:
-        """CPUs that its workers can share."""
+        """CPUs of all nodes together."""
+
+    def num_node_cpus(self) -> int:
+        """CPUs of the largest node: the most that one worker can have."""
 
     def __call__(self, parts: Sequence[Part], steps: Sequence[PartStep]) -> Iterator[Part]:
         """Put every part through all steps; yield each as it is done, in any order."""
@@ -56,6 +59,8 @@ class LocalEngine:
 
     def num_cpus(self) -> int:
         return os.cpu_count() or 1
+
+    num_node_cpus = num_cpus
 
     def __call__(self, parts: Sequence[Part], steps: Sequence[PartStep]) -> Iterator[Part]:
         for step in steps if parts else ():
@@ -78,15 +83,32 @@ class RayEngine:
 
         return int(ray.cluster_resources().get("CPU", 1))
 
+    def num_node_cpus(self) -> int:
+        return int(max(node.get("CPU", 0) for node in self._nodes()))
+
+    def _nodes(self) -> list[dict[str, float]]:
+        self._connect()
+        import ray
+
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+    def _check_fits(self, needs: Needs) -> None:
+        """A worker that fits on no node would be waited for without end."""
+        wanted = {"CPU": needs.cpus, "GPU": needs.gpus, "memory": needs.memory_bytes}
+        if not any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in self._nodes()):
+            asked = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items() if amount)
+            raise UsageError(f"a stage needs workers with {asked}, and no node of the Ray cluster has as much")
+
     def __call__(self, parts: Sequence[Part], steps: Sequence[PartStep]) -> Iterator[Part]:
         if not parts:
             return
         cpus = self.num_cpus()
         import ray.data
 
-        rows = [pa.Table.from_pylist([part.to_row()]) for part in parts]
+        rows = [pa.Table.from_pylist([{**part.to_row(), "failure": ""}]) for part in parts]
         dataset: ray.data.Dataset = ray.data.from_arrow(rows)
         for step in steps:
+            self._check_fits(step.needs)
             dataset = dataset.map_batches(
                 _Worker,
                 fn_constructor_args=(step,),
@@ -98,6 +120,8 @@ class RayEngine:
                 compute=ray.data.ActorPoolStrategy(min_size=1, max_size=_pool_size(cpus, step.needs, len(parts))),
             )
         for row in dataset.iter_rows():
+            if row["failure"]:
+                raise CutroomError(row["failure"])
             yield Part.from_row(row)
 
     def _connect(self) -> None:
@@ -148,8 +172,16 @@ class _Worker:
         self._step = step
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        done = [self._step(Part.from_row(row)).to_row() for row in batch.to_pylist()]
-        return pa.Table.from_pylist(done)
+        return pa.Table.from_pylist([self._run(row) for row in batch.to_pylist()])
+
+    def _run(self, row: dict[str, Any]) -> dict[str, Any]:
+        if row["failure"]:
+            return row
+        try:
+            return {**self._step(Part.from_row(row)).to_row(), "failure": ""}
+        except CutroomError as error:
+            # Ray would bury it under its own traces and lose its type.
+            return {**row, "failure": f"{type(error).__name__}: {error}"}
 
 
 def default_num_parts(num_videos: int) -> int:

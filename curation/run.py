@@ -29,7 +29,7 @@ from curation.table import CLIPS, NOT_DECODED, VIDEOS, Part, Store, conform
 from shards.write import ShardSet
 
 RUN_FILE = "run.json"
-_MAX_THREADS = 8  # a worker must fit on one node
+_MAX_THREADS = 8
 _VERSIONED = ("cutroom", "av", "opencv-python", "scenedetect", "ray", "pyarrow", "webdataset", "numpy")
 
 
@@ -266,7 +266,8 @@ def write_shards(
     progress.begin("writing shards", total=sum(part.clips.num_rows for part in parts))
     metrics: dict[str, float] = {}
     done = []
-    threads = max(1, min(_MAX_THREADS, engine.num_cpus() // max(1, len(parts))))  # few shards: several clips at a time
+    # With few shards, each worker encodes several clips at a time; it must fit on one node.
+    threads = max(1, min(_MAX_THREADS, engine.num_node_cpus(), engine.num_cpus() // max(1, len(parts))))
     for part in engine(parts, [shard_set.step(base, threads)]):
         for name, value in part.metrics.items():
             metrics[name] = metrics.get(name, 0.0) + value

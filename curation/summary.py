@@ -73,7 +73,7 @@ def summarise(
             captioned["kept"] += row["status"] == "kept" and row["caption"] is not None
     state = json.loads((store.root / "run.json").read_text()) if plan is None else {}
     return Summary(
-        output=str(store.root),
+        output=_as_typed(store.root),
         pipeline=plan.pipeline if plan else state["pipeline"],
         videos={"in": videos.total(), "done": videos["done"], "failed": videos["failed"]},
         video_errors=dict(sorted(errors.items())),
@@ -89,6 +89,12 @@ def summarise(
         wall_s=wall_s,
         num_ignored=ignored,
     )
+
+
+def _as_typed(folder: Path) -> str:
+    """Relative to the current folder where it lies below it, so that printed commands can be used as they are."""
+    here = Path.cwd()
+    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
 
 def _count_shards(folder: Path) -> dict[str, int]:

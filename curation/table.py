@@ -113,7 +113,7 @@ class Store:
     """The tables of one output directory."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root)
+        self.root = Path(root).absolute()  # workers on a cluster start in other folders
 
     def path(self, kind: str, part_id: str) -> Path:
         return self.root / kind / f"{part_id}.parquet"
