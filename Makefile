@@ -27,7 +27,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.decode
 
 clean:
 	rm -rf .venv build dist *.egg-info cutroom-demo cutroom-out
