@@ -68,6 +68,11 @@ class Curate:
             part = self._commit(part)
         return part
 
+    def close(self) -> None:
+        """End the decoder's process."""
+        if self._child:
+            self._child.close()
+
     def _load(self, part: Part) -> Part:
         """Bring in what was committed for this part earlier. ``part.videos`` names the videos it shall hold now."""
         schema = self.plan.clip_schema

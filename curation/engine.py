@@ -24,12 +24,13 @@ EngineName = Literal["ray", "local"]
 
 
 class PartStep(Protocol):
-    """What an engine runs: made in the driver, set up once in each worker, called for each part."""
+    """What an engine runs: made in the driver, set up once in each worker, called for each part, closed at the end."""
 
     @property
     def needs(self) -> Needs: ...
     def setup(self) -> None: ...
     def __call__(self, part: Part) -> Part: ...
+    def close(self) -> None: ...
 
 
 class Engine(Protocol):
@@ -63,12 +64,16 @@ class LocalEngine:
     num_node_cpus = num_cpus
 
     def __call__(self, parts: Sequence[Part], steps: Sequence[PartStep]) -> Iterator[Part]:
-        for step in steps if parts else ():
-            step.setup()
-        for part in parts:
+        if not parts:
+            return
+        with contextlib.ExitStack() as started:
             for step in steps:
-                part = step(part)
-            yield part
+                step.setup()
+                started.callback(step.close)
+            for part in parts:
+                for step in steps:
+                    part = step(part)
+                yield part
 
 
 class RayEngine:

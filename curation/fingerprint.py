@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import stat
 from typing import ClassVar, Protocol
 
 import pyarrow as pa
@@ -60,12 +61,17 @@ class Fingerprint:
         for row in rows:
             path = os.path.join(self.base, row["video"])
             try:
-                stat = os.stat(path)
-                row.update(bytes=stat.st_size, mtime_ns=stat.st_mtime_ns)
-                if stat.st_size == 0:
+                found = os.stat(path)
+                if not stat.S_ISREG(found.st_mode):
+                    raise ValueError("is not a regular file")  # reading a pipe would never end
+                row.update(bytes=found.st_size, mtime_ns=found.st_mtime_ns)
+                if found.st_size == 0:
                     raise ValueError("the file is empty")
                 row["video_id"] = fingerprint(path)
             except (OSError, ValueError) as error:
                 row.update(status="failed", error=f"read: {one_line(error)}", num_clips=0)
         part.videos = pa.Table.from_pylist(rows, schema=VIDEOS)
         return part
+
+    def close(self) -> None:
+        """Nothing to release."""

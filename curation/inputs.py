@@ -96,7 +96,8 @@ def find_videos(inputs: Iterable[str], *, base: str | os.PathLike[str] | None = 
         for video in videos:
             absolute = os.path.abspath(video)
             as_given = os.path.normpath(video) if os.path.isabs(video) else os.path.relpath(absolute, base)
-            found.setdefault(os.path.realpath(absolute), as_given)
+            # A name that is no UTF-8 cannot stand in a table; spelt out it becomes a failed row.
+            found.setdefault(os.path.realpath(absolute), as_given.encode("utf-8", "backslashreplace").decode())
     return Inputs(sorted(found.values()), ignored)
 
 

@@ -60,6 +60,9 @@ class WriteShard:
         part.clips = pa.table({"clip_id": part.clips["clip_id"], "error": pa.array(errors, pa.string())})
         return part
 
+    def close(self) -> None:
+        """Nothing to release."""
+
     def _write(self, path: Path, rows: list[dict[str, Any]], part: Part) -> list[str | None]:
         import webdataset
 

@@ -30,10 +30,22 @@ class Note:
         part.add(self.text, self.ready)
         return part
 
+    def close(self) -> None:
+        self.ready = 0
+
 
 def test_local_puts_every_part_through_every_step() -> None:
     done = list(LocalEngine()([Part("a"), Part("b")], [Note("x"), Note("y")]))
     assert [(part.id, part.metrics) for part in done] == [("a", {"x": 1, "y": 1}), ("b", {"x": 1, "y": 1})]
+
+
+def test_steps_are_closed_even_when_the_run_is_given_up() -> None:
+    steps = [Note("x"), Note("y")]
+    parts = LocalEngine()([Part("a"), Part("b")], steps)
+    next(iter(parts))
+    assert [step.ready for step in steps] == [1, 1]
+    parts.close()  # type: ignore[attr-defined]
+    assert [step.ready for step in steps] == [0, 0]
 
 
 def test_no_parts_no_work() -> None:

@@ -197,13 +197,20 @@ def test_a_source_that_is_gone_when_shards_are_written_is_said_and_retried(folde
     assert contents(tmp_path / "out") == fresh(folder, tmp_path)
 
 
-def test_a_missing_file_of_a_list_is_a_failed_row(footage: Path, tmp_path: Path) -> None:
+def test_files_that_cannot_be_read_are_failed_rows(footage: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"{footage / 'still.mp4'}\nabsent.mp4\n")
-    (tmp_path / "empty.mp4").touch()
-    inputs = [str(tmp_path / "list.txt"), str(tmp_path / "empty.mp4")]
-    summary = run(PIPELINE, inputs, tmp_path / "out", engine="local", shards=False)
-    assert summary.videos == {"in": 3, "done": 1, "failed": 2}
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    (odd / "empty.mp4").touch()
+    (odd / "gone.mp4").symlink_to("nowhere")
+    os.mkfifo(odd / "pipe.mp4")
+    Path(os.fsdecode(bytes(odd) + b"/\xff.mp4")).write_bytes(b"x")
+    summary = run(PIPELINE, [str(tmp_path / "list.txt"), str(odd)], tmp_path / "out", engine="local", shards=False)
+    assert summary.videos == {"in": 6, "done": 1, "failed": 5}
     errors = {Path(video).name: error for video, error in summary.video_errors.items()}
+    assert "No such file" in errors["gone.mp4"]
+    assert "not a regular file" in errors["pipe.mp4"]
+    assert "No such file" in errors["\\udcff.mp4"]
     assert "No such file" in errors["absent.mp4"]
     assert "the file is empty" in errors["empty.mp4"]
 
