@@ -91,7 +91,7 @@ class Filter(Stage):
     def inputs(self) -> tuple[str, ...]:
         return (self.frames.column, *self.reads)
 
-    def score(self, frames: np.ndarray, times: np.ndarray) -> Mapping[str, Any]:
+    def score(self, frames: np.ndarray, times: np.ndarray) -> Any:
         """Score one clip.
 
         Args:
@@ -99,19 +99,23 @@ class Filter(Stage):
             times: float64, T, presentation seconds.
 
         Returns:
-            Column name -> value, for the columns in ``writes``. ``None`` where the clip cannot be measured.
+            The score, or column name -> value where ``writes`` has several columns. ``None`` (or NaN) where the clip
+            cannot be measured.
         """
         raise NotImplementedError
 
     def process(self, clips: pa.Table) -> pa.Table:
         """Call ``score`` on each clip's frames."""
         column = clips[self.frames.column]
-        rows = [dict(self.score(*self.frames.unpack(value))) for value in column]
-        names = set(self.writes.names)
-        for row in rows:
-            if set(row) != names:
-                raise StageError(f"{self.name}.score returned {sorted(row)}, declared {sorted(names)}")
+        rows = [self._row(self.score(*self.frames.unpack(value))) for value in column]
         return pa.Table.from_pylist(rows, schema=self.writes)
+
+    def _row(self, result: Any) -> dict[str, Any]:
+        names = self.writes.names
+        row = dict(result) if isinstance(result, Mapping) else {names[0]: result} if len(names) == 1 else {}
+        if set(row) != set(names):
+            raise StageError(f"{self.name}.score returned {result!r}, declared values for {names}")
+        return {name: None if _is_nan(value) else value for name, value in row.items()}
 
 
 def run_stage(stage: Stage, clips: pa.Table, *, mark: str, score_rejected: bool = False) -> pa.Table:
@@ -184,3 +188,7 @@ def _put(table: pa.Table, field: pa.Field, values: Any) -> pa.Table:
     if field.name in table.column_names:
         return table.set_column(table.schema.get_field_index(field.name), field, values)
     return table.append_column(field, values)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, (float, np.floating)) and bool(np.isnan(value))

@@ -6,11 +6,13 @@ import importlib
 import inspect
 import pickle
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from curation.config import STAGES
 from curation.errors import StageError
+from curation.frames import Frames
 from curation.stage import Filter, Stage, run_stage
 from tests.helpers import batch_for
 
@@ -135,3 +137,42 @@ def test_a_stage_that_breaks_its_contract_stops_the_run(result: pa.Table) -> Non
 
     with pytest.raises(StageError, match="doubler"):
         run_stage(Broken(), batch_for(Doubler(), 2), mark="d@1")
+
+
+class Mean(Filter):
+    """Writes one score."""
+
+    name = "mean"
+    frames = Frames(fps=2, long_side_px=64)
+    writes = pa.schema([("mean", pa.float32())])
+    result: object = 0.5
+
+    def score(self, frames: np.ndarray, times: np.ndarray) -> object:
+        return self.result
+
+
+@pytest.mark.parametrize(
+    ("result", "stored"),
+    [(0.5, 0.5), (np.float32(0.5), 0.5), ({"mean": 0.5}, 0.5), (None, None), (float("nan"), None), (np.nan, None)],
+)
+def test_a_filter_may_return_its_only_score_and_nan_is_unknown(result: object, stored: float | None) -> None:
+    stage = Mean()
+    stage.result = result
+    done = run_stage(stage, batch_for(stage, 1), mark="m@1")
+    assert done["mean"].to_pylist() == [stored]
+    assert done["status"].to_pylist() == ["kept"]
+
+
+@pytest.mark.parametrize("result", [{"other": 1.0}, {"mean": 1.0, "other": 1.0}])
+def test_a_filter_that_returns_other_scores_stops_the_run(result: object) -> None:
+    stage = Mean()
+    stage.result = result
+    with pytest.raises(StageError, match=r"mean\.score returned"):
+        run_stage(stage, batch_for(stage, 1), mark="m@1")
+
+
+def test_a_score_that_is_no_number_costs_the_clip() -> None:
+    stage = Mean()
+    stage.result = "high"
+    done = run_stage(stage, batch_for(stage, 1), mark="m@1")
+    assert done["error"].to_pylist()[0].startswith("mean: ")
