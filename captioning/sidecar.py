@@ -2,7 +2,7 @@
 
 For ``videos/name.mp4`` these are looked for, the first that exists is used:
 
-* ``videos/name.json``: ``{"caption": "..."}`` for the whole video, or a list of spans
+* ``videos/name.json``, where it holds one of these keys: ``{"caption": "..."}`` for the whole video, or a list of spans
   ``{"captions": [{"start_s": 0, "end_s": 2.5, "text": "..."}]}``, of which a clip takes the one that covers most of it
   (and at least half);
 * ``videos/name.txt``: the whole text is the caption of every clip of the video;
@@ -48,18 +48,26 @@ def caption_for(video: Path, start_s: float, end_s: float) -> str | None:
     Raises:
         ValueError: a caption file exists but cannot be understood.
     """
-    spans = video.with_suffix(".json")
-    if spans.is_file():
-        return _from_json(spans, start_s, end_s)
+    about = video.with_suffix(".json")
+    if about.is_file() and (content := _read_json(about)) is not None:
+        return _from_json(about, content, start_s, end_s)
     for text in (video.with_suffix(".txt"), video.parent.parent / "labels" / f"{video.stem}.txt"):
         if text.is_file():
             return text.read_text(encoding="utf-8-sig").strip() or None
     return None
 
 
-def _from_json(path: Path, start_s: float, end_s: float) -> str | None:
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """What a JSON file says, or None where it is about something else than captions."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not JSON: {error}") from error
+    return content if isinstance(content, dict) and {"caption", "captions"} & set(content) else None
+
+
+def _from_json(path: Path, content: dict[str, Any], start_s: float, end_s: float) -> str | None:
+    try:
         if "captions" in content:
             content = {"caption": _best_span(content["captions"], start_s, end_s)}
         caption = content["caption"]

@@ -12,15 +12,16 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import pyarrow as pa
 import yaml
 from annotated_types import Len
 from pydantic import TypeAdapter, ValidationError
 
 from captioning import CAPTIONERS
-from curation.errors import ConfigError, UsageError, nearest
+from curation.errors import ConfigError, UsageError, nearest, one_line
 from curation.plan import Plan, ShardSettings, Step, is_dense
 from curation.rules import Rule
-from curation.stage import Stage
+from curation.stage import Filter, Stage
 from curation.table import CAPTIONS, CLIPS, extend
 from filters import FILTERS
 
@@ -73,7 +74,9 @@ def load_plan(pipeline: str, file: str | os.PathLike[str] | None = None) -> Plan
 def pipeline_names(file: str | os.PathLike[str] | None = None) -> dict[str, str]:
     """Names of the pipelines in a file, with what they say they are about."""
     document = Document(Path(file) if file is not None else default_file())
-    return {name: (spec or {}).get("about", "") for name, spec in document.content.items()}
+    return {
+        name: str(spec.get("about", "")) if isinstance(spec, dict) else "" for name, spec in document.content.items()
+    }
 
 
 class Document:
@@ -86,7 +89,7 @@ class Document:
             loader = yaml.SafeLoader(text)
             self._root = loader.get_single_node()
             if self._root is not None:
-                self._refuse_duplicates(self._root)
+                self._refuse_duplicates(self._root, set())
             content = loader.construct_document(self._root) if self._root else None
         except OSError as error:
             raise UsageError(f"cannot read {file}: {error.strerror}") from error
@@ -104,19 +107,24 @@ class Document:
             raise self.error((), "expected a mapping from pipeline names to pipelines")
         self.content: dict[str, Any] = content
 
-    def _refuse_duplicates(self, node: yaml.Node, path: tuple[Hashable, ...] = ()) -> None:
+    def _refuse_duplicates(self, node: yaml.Node, visited: set[int]) -> None:
+        if id(node) in visited:  # an alias
+            return
+        visited.add(id(node))
         if isinstance(node, yaml.MappingNode):
             seen = set()
             for key, value in node.value:
-                if key.value in seen:
-                    mark = key.start_mark
-                    message = f"{key.value!r} stands here twice; remove one"
-                    raise ConfigError(message, file=str(self.file), line=mark.line + 1, column=mark.column + 1)
+                if not isinstance(key, yaml.ScalarNode) or key.value in seen:
+                    wrong = "stands here twice; remove one" if isinstance(key, yaml.ScalarNode) else "is no name"
+                    mark, name = key.start_mark, key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+                    raise ConfigError(
+                        f"{name!r} {wrong}", file=str(self.file), line=mark.line + 1, column=mark.column + 1
+                    )
                 seen.add(key.value)
-                self._refuse_duplicates(value)
+                self._refuse_duplicates(value, visited)
         elif isinstance(node, yaml.SequenceNode):
             for value in node.value:
-                self._refuse_duplicates(value)
+                self._refuse_duplicates(value, visited)
 
     def at(self, path: tuple[Hashable, ...]) -> Any:
         """The value at a path of keys and indices."""
@@ -146,21 +154,25 @@ class Document:
         """Make a ``kind`` (a dataclass) of the value at ``path``; unknown keys and wrong types are errors."""
         try:
             # By way of JSON, because pydantic's strict mode takes mappings for dataclasses only there.
-            return TypeAdapter(kind).validate_json(json.dumps(self.at(path) if value is None else value, default=str))
-        except ValidationError as invalid:
-            # A misspelt key is both unknown and missing; the first says more.
-            first = min(invalid.errors(), key=lambda error: error["type"].startswith("missing"))
-            inside = tuple(first["loc"])
-            raise self.error((*path, *inside), _explain(kind, inside, first)) from invalid
+            text = json.dumps(self.at(path) if value is None else value, default=str, allow_nan=False)
+            return TypeAdapter(kind).validate_json(text)
+        except ValueError as error:
+            if isinstance(error, ValidationError):
+                raise self._invalid(kind, path, error) from error
+            raise self.error(path, "a number in here is infinite or not a number") from error
+
+    def _invalid(self, kind: type, path: tuple[Hashable, ...], invalid: ValidationError) -> ConfigError:
+        # A misspelt key is both unknown and missing; the first says more.
+        first = min(invalid.errors(), key=lambda error: error["type"].startswith("missing"))
+        inside = tuple(first["loc"])
+        return self.error((*path, *inside), _explain(kind, inside, first))
 
 
 def _explain(kind: type, inside: tuple[int | str, ...], error: Mapping[str, Any]) -> str:
     """Say a pydantic error in our words: what is wrong, with the value and the valid names."""
     name = ".".join(str(part) for part in inside) or "this"
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        owner: Any = kind
-        for part in inside[:-1]:
-            owner = _field_type(owner, part)
+        owner: Any = {"keep": Rule, "shards": ShardSettings}.get(str(inside[0]), kind) if len(inside) > 1 else kind
         names = [field.name for field in dataclasses.fields(owner)] if dataclasses.is_dataclass(owner) else []
         return f"unknown key {inside[-1]!r}.{nearest(str(inside[-1]), names)}"
     if error["type"] in ("missing", "missing_argument"):
@@ -168,14 +180,6 @@ def _explain(kind: type, inside: tuple[int | str, ...], error: Mapping[str, Any]
     if inside[:1] == ("stages",) and len(inside) > 1:
         return f"a stage is a name, or a name and its arguments ('motion: {{...}}'), got {error['input']!r}"
     return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
-
-
-def _field_type(owner: Any, part: int | str) -> Any:
-    if owner is Spec and part == "keep":
-        return None
-    if owner is Spec and part == "shards":
-        return ShardSettings
-    return Rule if owner is None else owner
 
 
 def _stage(document: Document, path: tuple[Hashable, ...]) -> Stage:
@@ -202,10 +206,13 @@ def _stage_class(document: Document, path: tuple[Hashable, ...], name: str) -> t
         sys.path.append(os.getcwd())  # a user's own filter lies beside where they work
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise document.error(path, f"stage {name!r} cannot be loaded: {error}") from error
+    except Exception as error:  # a user's module may raise anything
+        raise document.error(path, f"stage {name!r} cannot be loaded: {one_line(error)}") from error
     if not (isinstance(found, type) and issubclass(found, Stage)):
         raise document.error(path, f"{name!r} is not a Stage")
+    declared = ["name", "frames"] if issubclass(found, Filter) else ["name"]
+    if missing := [attribute for attribute in declared if not hasattr(found, attribute)]:
+        raise document.error(path, f"{name!r} does not declare {' and '.join(missing)}")
     return found
 
 
@@ -246,12 +253,26 @@ def _plan(document: Document, pipeline: str, spec: Spec, stages: list[Stage]) ->
         if column not in schema.names:
             known = nearest(column, schema.names)
             raise document.error((pipeline, "keep", column), f"no stage writes {column!r}.{known}")
+        if wrong := _misfit(spec.keep[column], schema.field(column).type):
+            raise document.error((pipeline, "keep", column), f"{column}: {wrong}")
     steps, upstream = [], dict.fromkeys(CAPTIONS.names, "")
     for stage in ordered:
         mark = stage.mark({column: made for column, made in upstream.items() if made})
         upstream.update(dict.fromkeys(stage.writes.names, mark) if stage is not ordered[0] else _decode_marks(stage))
         steps.append(Step(stage, mark, {c: rule for c, rule in spec.keep.items() if c in stage.writes.names}))
     return Plan(pipeline, tuple(steps), spec.shards, spec.score_rejected)
+
+
+def _misfit(rule: Rule, kind: pa.DataType) -> str | None:
+    """Why a rule cannot be judged on a column of this type, if it cannot."""
+    has_range, has_words = (rule.min, rule.max) != (None, None), (rule.any_of, rule.none_of) != (None, None)
+    if has_range and not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        return f"min and max need numbers, and the column holds {kind}"
+    if has_words and not (pa.types.is_string(kind) or (pa.types.is_list(kind) and pa.types.is_string(kind.value_type))):
+        return f"any_of and none_of need words, and the column holds {kind}"
+    if rule.min is not None and rule.max is not None and rule.min > rule.max:
+        return f"min {rule.min:g} is above max {rule.max:g}: nothing can be kept"
+    return None
 
 
 def _decode_marks(decode: Stage) -> dict[str, str]:

@@ -13,16 +13,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation.decode import Decode, Decoded, decode_video, failed
-from curation.errors import StageError
+from curation.decode import Decode, Decoded, Decoder, failed
+from curation.errors import CutroomError, StageError, one_line
 from curation.frames import SHEET
 from curation.isolate import Isolated
 from curation.plan import Plan, Step
 from curation.rules import judge
 from curation.stage import Needs, run_stage
-from curation.table import CLIPS, VIDEOS, Part, Store, conform, extend
-
-DELIVERY = "shards"  # errors of this stage are cleared on the next run: the clip itself is sound
+from curation.table import CLIPS, VIDEOS, Part, Store, conform, extend, failed_stage
 
 
 @dataclasses.dataclass
@@ -52,12 +50,22 @@ class Curate:
 
     def setup(self) -> None:
         self._store = Store(self.output)
-        self._decode = self.plan.decode.stage
-        assert isinstance(self._decode, Decode)
-        isolate = self.first and self._decode.isolate
-        self._child = Isolated(stall_s=self._decode.stall_s) if isolate else None
-        for step in [*(self.plan.dense if self.first else []), *self.steps]:
-            step.stage.setup()
+        settings = self.plan.decode.stage
+        assert isinstance(settings, Decode)
+        self._decoder = Decoder(self.plan.decode, self.plan.dense, self.plan.score_rejected)
+        self._child: Isolated | None = None
+        try:
+            for step in self.steps:
+                step.stage.setup()
+            if self.first and settings.isolate:
+                self._child = Isolated(self._decoder, stall_s=settings.stall_s)
+                self._child.start()
+            elif self.first:
+                self._decoder.setup()
+        except CutroomError:
+            raise
+        except Exception as error:
+            raise StageError(f"a stage cannot be set up: {one_line(error)}") from error
 
     def __call__(self, part: Part) -> Part:
         if self.first:
@@ -79,44 +87,45 @@ class Curate:
         if not self._store.path("videos", part.id).exists():
             part.clips = schema.empty_table()
             return part
-        wanted = set(part.videos["video_id"].to_pylist())
+        names = dict(zip(part.videos["video_id"].to_pylist(), part.videos["video"].to_pylist(), strict=True))
         stored = conform(self._store.read("clips", part.id), schema).to_pylist()
-        clips = [clip for clip in stored if clip["video_id"] in wanted]
+        clips = [self._reset(clip, names[clip["video_id"]]) for clip in stored if clip["video_id"] in names]
         if len(clips) < len(stored):
             self._load_sheets(part)
             part.add("sheets_changed", 1)
-        for clip in clips:
-            retry = clip["error"] is not None and (self.retry_failed or clip["error"].startswith(f"{DELIVERY}:"))
-            if retry:
-                stage = clip["error"].partition(":")[0]
-                clip["measured"] = [mark for mark in clip["measured"] if not mark.startswith(f"{stage}@")]
-                clip["error"] = None
-            clip["status"], clip["reason"] = ("failed" if clip["error"] else "kept"), None
         part.clips = pa.Table.from_pylist(clips, schema=schema)
         return part
 
+    def _reset(self, clip: dict[str, Any], video: str) -> dict[str, Any]:
+        """A stored row as this run starts from it: only marks of this plan count, and rules are judged afresh.
+
+        A failure stands only while the stage that failed would do the same again.
+        """
+        marks = {step.mark: step.stage for step in self.plan.steps}
+        measured = [mark for mark in clip["measured"] if mark in marks]
+        error = clip["error"]
+        if error is not None:
+            by = failed_stage(error)
+            again = [mark for mark in measured if marks[mark].name == by and marks[mark].cached]
+            if self.retry_failed or not again:
+                measured = [mark for mark in measured if marks[mark].name != by]
+                error = None
+        status = "failed" if error else "kept"
+        return {**clip, "video": video, "measured": measured, "error": error, "status": status, "reason": None}
+
     def _load_sheets(self, part: Part) -> None:
         """Contact sheets are large and seldom needed again, so they are read only on demand."""
-        if part.frames.num_rows == 0 and self._store.path("frames", part.id).exists():
+        if part.frames.num_rows == 0 and self._store.path("videos", part.id).exists():
             wanted = set(part.videos["video_id"].to_pylist())
             part.frames = select(self._store.read("frames", part.id), wanted)
 
     def _decode_missing(self, part: Part) -> Part:
         """Decode the videos that were not, or whose clips lack a score that only decoding can give."""
-        before = part.clips
         done = []
         for row in part.videos.to_pylist():
-            clips = before.filter(pc.equal(before["video_id"], row["video_id"]))
+            clips = part.clips.filter(pc.equal(part.clips["video_id"], row["video_id"]))
             if not self._is_decoded(row, clips):
-                self._load_sheets(part)
-                decoded = self._decode_one(row)
-                part.add("videos_decoded", 1)
-                part.add("frames_decoded", decoded.video["num_frames"] or 0)
-                part.add("sheets_changed", 1)
-                clips = carry_over(decoded.clips, clips, self.plan)
-                others = select(part.frames, set(part.videos["video_id"].to_pylist()) - {row["video_id"]})
-                part.frames = pa.concat_tables([others, decoded.frames])
-                row = decoded.video
+                row, clips = self._decode_again(part, row, clips)
             done.append((row, clips))
         part.videos = pa.Table.from_pylist([row for row, _ in done], schema=VIDEOS)
         part.clips = pa.concat_tables([clips for _, clips in done] or [self.plan.clip_schema.empty_table()])
@@ -137,15 +146,29 @@ class Curate:
             clips = judge(clips, step.rules)
         return True
 
-    def _decode_one(self, row: dict[str, Any]) -> Decoded:
+    def _decode_again(self, part: Part, row: dict[str, Any], clips: pa.Table) -> tuple[dict[str, Any], pa.Table]:
+        """Decode one video and put its contact sheet in the place of the old one."""
         path = os.path.join(self.base, row["video"])
-        arguments = (path, row, self.plan.decode, self.plan.dense, self.plan.score_rejected)
         try:
-            return self._child.call(decode_video, *arguments) if self._child else decode_video(*arguments)
+            with open(path, "rb"):
+                pass
+        except OSError as error:  # nothing is known about the video itself, so the next run tries again
+            if clips.num_rows:
+                return {**row, "error": f"kept as it was, because the file is not there: {one_line(error)}"}, clips
+            return {**failed(row, error, "").video, "measured": []}, clips
+        try:
+            decoded: Decoded = self._child.call(path, row) if self._child else self._decoder(path, row)
         except StageError:
             raise
         except Exception as error:  # whatever one file does, it costs only that file
-            return failed(row, error, self.plan.decode.mark)
+            decoded = failed(row, error, self.plan.decode.mark)
+        self._load_sheets(part)
+        others = select(part.frames, set(part.videos["video_id"].to_pylist()) - {row["video_id"]})
+        part.frames = pa.concat_tables([others, decoded.frames])
+        part.add("videos_decoded", 1)
+        part.add("frames_decoded", decoded.video.get("num_frames") or 0)
+        part.add("sheets_changed", 1)
+        return decoded.video, carry_over(decoded.clips, clips, self.plan)
 
     def _measure(self, part: Part, step: Step) -> Part:
         """Run one stage, giving it the derived columns that it reads."""
@@ -181,6 +204,8 @@ def carry_over(new: pa.Table, old: pa.Table, plan: Plan) -> pa.Table:
             continue
         row.update({name: before[name] for name in schema.names if name not in dense})
         row["measured"] += [mark for mark in before["measured"] if mark.partition("@")[0] not in fresh_names]
+        if before["error"] and not row["error"] and failed_stage(before["error"]) not in fresh_names:
+            row.update(status="failed", error=before["error"])
     return pa.Table.from_pylist(rows, schema=schema)
 
 

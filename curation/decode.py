@@ -1,8 +1,8 @@
 """The decode pass: one decode of a video gives its shots, clips, contact sheets and every score that needs motion.
 
 The video is read front to back once. What a shot needs later (small frames for filters, JPEG for the contact sheet) is
-kept aside until the shot ends, in memory while small and in a temporary file beyond that, so that a two-hour shot
-needs no more memory than a short one.
+kept aside until the shot ends, in memory while small and in a temporary file beyond that. Filters are then given one
+clip at a time, so that memory depends on ``max_clip_s`` and not on how long a shot is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import collections
 import contextlib
 import dataclasses
 import itertools
-import tempfile
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import cv2
@@ -21,16 +20,16 @@ from annotated_types import Ge, Gt, Le
 
 from curation.errors import VideoError, one_line
 from curation.fingerprint import clip_id
-from curation.frames import PACKED, pack
+from curation.frames import PACKED
 from curation.isolate import alive
 from curation.plan import Step
 from curation.rules import judge
 from curation.shots import LONG_SIDE_PX, DetectorName, ShotDetector
+from curation.spool import Spool
 from curation.stage import Filter, Stage, operational, run_stage
 from curation.table import CLIPS, FRAMES, conform, extend
 from curation.video import Frame, Video
 
-_SPOOL_BYTES = 64 << 20  # what a shot may keep in memory before a temporary file is used
 _RECENT_FRAMES = 4  # detectors report a cut at most 2 frames late
 
 
@@ -45,7 +44,7 @@ class Decode(Stage):
     threshold: float | None = None  # the detector's own; null is its default
     max_clip_s: Annotated[float, Gt(0)] | None = 10.0  # longer shots are divided into equal pieces; null: never
     sheet_fps: Annotated[float, Gt(0)] = 2.0
-    sheet_long_side_px: Annotated[int, Ge(16)] = 640
+    sheet_long_side_px: Annotated[int, Ge(16), Le(4096)] = 640
     sheet_quality: Annotated[int, Ge(1), Le(100)] = 90  # JPEG quality
     threads: Annotated[int, Ge(1)] = operational(2)  # decoder threads per worker
     stall_s: Annotated[float, Gt(0)] = operational(60.0)  # a decoder that shows no progress for so long is stopped
@@ -63,6 +62,22 @@ class Decoded(NamedTuple):
     frames: pa.Table
 
 
+@dataclasses.dataclass
+class Decoder:
+    """Decodes videos for one plan; lives in the process that decodes, with its filters set up once."""
+
+    first: Step
+    dense: list[Step]
+    score_rejected: bool = False
+
+    def setup(self) -> None:
+        for step in self.dense:
+            step.stage.setup()
+
+    def __call__(self, path: str, row: dict[str, Any]) -> Decoded:
+        return decode_video(path, row, self.first, self.dense, self.score_rejected)
+
+
 def decode_video(path: str, row: dict[str, Any], first: Step, dense: list[Step], score_rejected: bool) -> Decoded:
     """Decode one video once.
 
@@ -78,7 +93,7 @@ def decode_video(path: str, row: dict[str, Any], first: Step, dense: list[Step],
     """
     assert isinstance(first.stage, Decode)
     schema = extend(CLIPS, *(step.stage.writes for step in dense))
-    row = {**row, "status": "done", "error": None, "measured": [first.mark], "num_clips": 0, "num_shots": 0}
+    row = _blank(row, first.mark)
     try:
         with Video(path, threads=first.stage.threads) as video:
             work = _Pass(video, row, first, dense, score_rejected)
@@ -124,8 +139,8 @@ class _Pass:
         self.shot_start = 0  # index of its first frame
         self.recent: collections.deque[Frame] = collections.deque(maxlen=_RECENT_FRAMES)
         requests = {step.stage.frames for step in dense if isinstance(step.stage, Filter)}
-        self.kept = {request: _Kept(request.fps or 1.0) for request in sorted(requests, key=lambda r: r.column)}
-        self.sheet_kept = _Kept(self.settings.sheet_fps)
+        self.kept = {request: Spool(request.fps or 1.0) for request in sorted(requests, key=lambda r: r.column)}
+        self.sheet_kept = Spool(self.settings.sheet_fps)
         self.clips: list[pa.Table] = []
         self.sheet: list[dict[str, Any]] = []
         self.num_shots = 0
@@ -249,60 +264,15 @@ class _Pictures:
         return self._done[key]
 
 
-class _Entry(NamedTuple):
-    frame: int
-    t_s: float
-    offset: int
-    size: int
-
-
-class _Kept:
-    """Frames of the current shot on a time grid, put aside until the shot ends."""
-
-    def __init__(self, fps: float) -> None:
-        self.fps = fps
-        self.shape: tuple[int, ...] = (0, 0)
-        self.entries: list[_Entry] = []
-        self._next_s = 0.0
-        self.file = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115 - closed with the pass
-
-    def wants(self, t_s: float) -> bool:
-        """Whether this is the first frame at or after the next point of the grid."""
-        if t_s < self._next_s - 1e-6:
-            return False
-        self._next_s = (np.floor(t_s * self.fps + 1e-6) + 1) / self.fps
-        return True
-
-    def add(self, index: int, t_s: float, data: bytes) -> None:
-        offset = self.file.seek(0, 2)
-        self.file.write(data)
-        self.entries.append(_Entry(index, t_s, offset, len(data)))
-
-    def read(self, entry: _Entry) -> bytes:
-        self.file.seek(entry.offset)
-        return self.file.read(entry.size)
-
-    def between(self, start: int, end: int) -> list[_Entry]:
-        return sorted(entry for entry in self.entries if start <= entry.frame < end)
-
-    def packed(self, start: int, end: int) -> dict[str, Any]:
-        """The frames with start <= index < end, as ``Frames.unpack`` reads them."""
-        entries = self.between(start, end)
-        pixels = np.frombuffer(b"".join(self.read(entry) for entry in entries), np.uint8)
-        return pack(pixels.reshape((len(entries), *self.shape)), np.array([entry.t_s for entry in entries]))
-
-    def drop_before(self, index: int) -> None:
-        """Forget the frames of a finished shot."""
-        rest = [(entry.frame, entry.t_s, self.read(entry)) for entry in self.entries if entry.frame >= index]
-        self.file.seek(0)
-        self.file.truncate()
-        self.entries = []
-        for item in rest:
-            self.add(*item)
-
-
 def failed(row: dict[str, Any], error: BaseException, mark: str) -> Decoded:
     """The result for a video whose decoder crashed, hung or raised something unforeseen."""
     message = str(error) if isinstance(error, VideoError) else one_line(error)
-    row = {**row, "status": "failed", "error": message, "measured": [mark], "num_clips": 0, "num_shots": 0}
-    return Decoded(row, CLIPS.empty_table(), FRAMES.empty_table())
+    return Decoded(
+        {**_blank(row, mark), "status": "failed", "error": message}, CLIPS.empty_table(), FRAMES.empty_table()
+    )
+
+
+def _blank(row: dict[str, Any], mark: str) -> dict[str, Any]:
+    """The video's row before anything is known but the file itself."""
+    about = {name: row.get(name) for name in ("video", "video_id", "bytes", "mtime_ns")}
+    return {**about, "status": "done", "measured": [mark], "num_clips": 0, "num_shots": 0}

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, Protocol
@@ -81,6 +82,7 @@ class RayEngine:
 
     def __init__(self, address: str | None = None) -> None:
         self.address = address
+        _probe(address)
 
     def num_cpus(self) -> int:
         self._connect()
@@ -165,6 +167,19 @@ def _muted() -> Iterator[None]:
         os.close(nowhere)
 
 
+def _probe(address: str | None) -> None:
+    """Knock at the cluster's door: Ray itself would wait for minutes before it says that nobody is there."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", "auto")
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise UsageError(f"--address {address}: no Ray cluster answers there ({error})") from error
+
+
 def _pool_size(cpus: int, needs: Needs, num_parts: int) -> int:
     return max(1, min(num_parts, int(cpus / needs.cpus) if needs.cpus else num_parts))
 
@@ -173,15 +188,18 @@ class _Worker:
     """A step inside a Ray actor."""
 
     def __init__(self, step: PartStep) -> None:
-        step.setup()
-        self._step = step
+        self._step, self._failure = step, ""
+        try:
+            step.setup()
+        except CutroomError as error:
+            self._failure = f"{type(error).__name__}: {error}"
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return pa.Table.from_pylist([self._run(row) for row in batch.to_pylist()])
 
     def _run(self, row: dict[str, Any]) -> dict[str, Any]:
-        if row["failure"]:
-            return row
+        if row["failure"] or self._failure:
+            return {**row, "failure": row["failure"] or self._failure}
         try:
             return {**self._step(Part.from_row(row)).to_row(), "failure": ""}
         except CutroomError as error:
@@ -189,12 +207,7 @@ class _Worker:
             return {**row, "failure": f"{type(error).__name__}: {error}"}
 
 
-def default_num_parts(num_videos: int) -> int:
-    """Parts for so many videos: enough to keep a laptop or a small cluster busy, few enough to read at once."""
-    return max(1, min(num_videos, max(16, num_videos // 64)))
-
-
 def chunk(items: Sequence[Any], num_chunks: int) -> Iterable[Sequence[Any]]:
     """Divide a sequence into ``num_chunks`` runs of nearly equal length."""
-    bounds = [round(i * len(items) / num_chunks) for i in range(num_chunks + 1)]
+    bounds = [round(i * len(items) / max(1, num_chunks)) for i in range(num_chunks + 1)]
     return (items[low:high] for low, high in itertools.pairwise(bounds) if high > low)

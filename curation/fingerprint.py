@@ -69,7 +69,9 @@ class Fingerprint:
                     raise ValueError("the file is empty")
                 row["video_id"] = fingerprint(path)
             except (OSError, ValueError) as error:
-                row.update(status="failed", error=f"read: {one_line(error)}", num_clips=0)
+                odd = "\\udc" in row["video"]  # as `find_videos` spells it
+                reason = "the file name is not UTF-8; rename it" if odd else f"cannot be read: {one_line(error)}"
+                row.update(status="failed", error=reason, num_clips=0)
         part.videos = pa.Table.from_pylist(rows, schema=VIDEOS)
         return part
 

@@ -97,7 +97,9 @@ def find_videos(inputs: Iterable[str], *, base: str | os.PathLike[str] | None = 
             absolute = os.path.abspath(video)
             as_given = os.path.normpath(video) if os.path.isabs(video) else os.path.relpath(absolute, base)
             # A name that is no UTF-8 cannot stand in a table; spelt out it becomes a failed row.
-            found.setdefault(os.path.realpath(absolute), as_given.encode("utf-8", "backslashreplace").decode())
+            as_given = as_given.encode("utf-8", "backslashreplace").decode()
+            real = os.path.realpath(absolute)
+            found[real] = min(found.get(real, as_given), as_given)  # of several names, whatever their order
     return Inputs(sorted(found.values()), ignored)
 
 
@@ -120,7 +122,7 @@ def _expand(entry: str) -> tuple[list[str], int]:
 def _walk(folder: str) -> Iterator[str]:
     """All files below a folder, following links but never in circles; names that start with a dot are skipped."""
     seen: set[str] = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable):
         real = os.path.realpath(root)
         if real in seen:
             folders.clear()
@@ -130,10 +132,16 @@ def _walk(folder: str) -> Iterator[str]:
         yield from (os.path.join(root, name) for name in sorted(files) if not name.startswith("."))
 
 
+def _unreadable(error: OSError) -> None:
+    raise UsageError(f"--input: the folder {error.filename} cannot be read: {error.strerror}") from error
+
+
 def _read_list(path: str) -> list[str]:
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UsageError(f"--input {path}: a list of paths must be UTF-8 text") from error
+    except OSError as error:
+        raise UsageError(f"--input {path}: cannot be read: {error.strerror}") from error
     names = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     return [os.path.join(os.path.dirname(path), name) for name in names]

@@ -1,22 +1,23 @@
-"""Running a function on hostile data in a child process: a crash or a hang costs one call, not the run."""
+"""Working on hostile data in a child process: a crash or a hang costs one call, not the run."""
 
 from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 from concurrent.futures import TimeoutError as NotYet
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
 from pebble import ProcessExpired, ProcessPool
 
-from curation.errors import VideoError
+from curation.errors import CutroomError, VideoError, one_line
 
-T = TypeVar("T")
 _CALLS_PER_CHILD = 500  # a fresh child now and then bounds what leaking decoders can hold
 _POLL_S = 0.5
 
 _beat: Any = None  # in the child: shared time of the last sign of progress
+_worker: Any = None  # in the child: what does the work, and whether it is set up
+_ready = False
 
 
 def alive() -> None:
@@ -25,23 +26,38 @@ def alive() -> None:
         _beat.value = time.monotonic()
 
 
-def _remember_beat(beat: Any) -> None:
-    global _beat
-    _beat = beat
+class Worker(Protocol):
+    """What runs in the child: sent there once, set up there once."""
+
+    def setup(self) -> None: ...
+    def __call__(self, *args: Any) -> Any: ...
 
 
-def _quiet(function: Callable[..., T], args: tuple[Any, ...]) -> T:
-    import cv2
+def _remember(beat: Any, worker: Worker) -> None:
+    global _beat, _worker
+    _beat, _worker = beat, worker
 
-    cv2.setNumThreads(1)  # the engine runs one worker per CPU
+
+def _prepare() -> None:
+    global _ready
+    if not _ready:
+        import cv2
+
+        cv2.setNumThreads(1)  # the engine runs one worker per CPU
+        _worker.setup()
+        _ready = True
+
+
+def _call(args: tuple[Any, ...]) -> Any:
+    _prepare()
     alive()
-    return function(*args)
+    return _worker(*args)
 
 
 class Isolated:
-    """A child process that calls functions one at a time and is replaced when it crashes or hangs."""
+    """A child process that does one piece of work at a time and is replaced when it crashes or hangs."""
 
-    def __init__(self, *, stall_s: float) -> None:
+    def __init__(self, worker: Worker, *, stall_s: float) -> None:
         context = multiprocessing.get_context("spawn")  # decoders do not survive a fork
         self._stall_s = stall_s
         self._beat = context.Value("d", time.monotonic(), lock=False)
@@ -49,19 +65,36 @@ class Isolated:
             max_workers=1,
             max_tasks=_CALLS_PER_CHILD,
             context=context,
-            initializer=_remember_beat,
-            initargs=(self._beat,),
+            initializer=_remember,
+            initargs=(self._beat, worker),
         )
 
-    def call(self, function: Callable[..., T], *args: Any) -> T:
-        """Call ``function(*args)`` in the child.
+    def start(self) -> None:
+        """Start the child and set its worker up, so that what is wrong here is not taken for a fault of a video.
+
+        Raises:
+            CutroomError: no child can be started.
+            Exception: whatever the worker's ``setup`` raised.
+        """
+        try:
+            self._wait(self._pool.schedule(_prepare))
+        except (VideoError, BrokenExecutor, RuntimeError) as error:
+            raise CutroomError(
+                f"the decoder's process cannot be started ({one_line(error)}). In a script of your own, "
+                "call run() below `if __name__ == '__main__':`"
+            ) from error
+
+    def call(self, *args: Any) -> Any:
+        """Let the worker do one piece of work.
 
         Raises:
             VideoError: the child died, or made no progress for ``stall_s`` seconds.
-            Exception: whatever the function raised.
+            Exception: whatever the worker raised.
         """
+        return self._wait(self._pool.schedule(_call, args=(args,)))
+
+    def _wait(self, future: Any) -> Any:
         self._beat.value = time.monotonic()
-        future = self._pool.schedule(_quiet, args=(function, args))
         while True:
             try:
                 return future.result(timeout=_POLL_S)

@@ -22,6 +22,11 @@ class Step:
     rules: dict[str, Rule]
 
 
+Preset = Literal[
+    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"
+]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardSettings:
     """How accepted clips are encoded and packed, as written under ``shards:``."""
@@ -32,7 +37,7 @@ class ShardSettings:
     video: Literal["encode", "copy"] = "encode"  # copy: whole MP4 files go in as they are
     short_side_px: Annotated[int, Ge(16)] | None = None  # scale down to this; null keeps the size
     crf: Annotated[int, Ge(0), Le(51)] = 18
-    preset: str = "veryfast"
+    preset: Preset = "veryfast"
     gop_s: Annotated[float, Gt(0)] = 1.0  # a keyframe at least this often, for random access in training
 
 

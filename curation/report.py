@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from curation.errors import UsageError
+from curation.output import RUN_FILE, read_run_file
 from curation.plan import Plan, is_dense
-from curation.run import RUN_FILE, read_run_file
 from curation.summary import Summary, score_table, summarise
 from curation.table import Store
 
@@ -81,6 +81,8 @@ def _say_errors(console: Console, summary: Summary) -> None:
     console.print("\nVideos that failed or lost something:")
     for video, error in list(summary.video_errors.items())[:_ERRORS_SHOWN]:
         console.print(f"  {escape(video)}: {escape(error)}")
+    if summary.videos["failed"] or summary.clips["failed"]:
+        console.print("  What failed is tried again with --retry-failed.")
     rest = len(summary.video_errors) - _ERRORS_SHOWN
     if rest > 0:
         console.print(f"  … and {rest} more: SELECT video, error FROM '{escape(summary.output)}/videos/*.parquet'")
@@ -121,7 +123,8 @@ def say_stats(store: Store, *, json: bool = False) -> None:
     for name in ("", "min", "p05", "p50", "p95", "max", "unknown"):
         table.add_column(name, justify="right" if name else "left")
     for name, row in scores.items():
-        table.add_row(name, *(f"{row[key]:.3g}" for key in ("min", "p05", "p50", "p95", "max")), str(row["unknown"]))
+        quantiles = (row[key] for key in ("min", "p05", "p50", "p95", "max"))
+        table.add_row(name, *("-" if q is None else f"{q:.3g}" for q in quantiles), str(row["unknown"]))
     console.print()
     console.print(table)
 

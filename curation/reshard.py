@@ -7,9 +7,10 @@ from pathlib import Path
 
 from curation.engine import EngineName, make_engine
 from curation.errors import UsageError
+from curation.output import RUN_FILE, locked, read_run_file
 from curation.plan import ShardSettings
 from curation.progress import Progress
-from curation.run import RUN_FILE, locked, read_run_file, run, write_shards
+from curation.run import run, write_shards
 from curation.summary import Summary, summarise
 from curation.table import Store
 
@@ -41,7 +42,7 @@ def shard_directory(
     settings, store, started = ShardSettings(**state["shards"]), Store(directory), time.monotonic()
     go = make_engine(engine, address=address)
     with locked(directory), progress or Progress(quiet=True) as shown:
-        metrics = write_shards(store, settings, go, state["base"], shown)
+        metrics = write_shards(store, settings, go, state["base"], shown, thorough=True)
         return summarise(store, metrics=metrics, wall_s=time.monotonic() - started)
 
 

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
+import collections
 import hashlib
 import itertools
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import filelock
 import pyarrow as pa
 
 from curation.config import load_plan
 from curation.curate import Curate
-from curation.engine import Engine, EngineName, chunk, default_num_parts, make_engine
-from curation.errors import UsageError
+from curation.engine import Engine, EngineName, chunk, make_engine
 from curation.fingerprint import Fingerprint
 from curation.inputs import Inputs, find_videos
+from curation.output import check_output, locked, write_run_file
 from curation.plan import Plan, ShardSettings
 from curation.progress import Progress
 from curation.summary import Summary, summarise
-from curation.table import CLIPS, NOT_DECODED, VIDEOS, Part, Store, conform
+from curation.table import FRAMES, NOT_DECODED, VIDEOS, Part, Store
 from shards.write import ShardSet
 
-RUN_FILE = "run.json"
 _MAX_THREADS = 8
-_VERSIONED = ("cutroom", "av", "opencv-python", "scenedetect", "ray", "pyarrow", "webdataset", "numpy")
+_HASH_PARTS = 256
+_VIDEOS_PER_PART, _BYTES_PER_PART = 16, 256 << 20
 
 
 def run(
@@ -77,68 +74,8 @@ def run(
         started = time.monotonic()
         metrics = curate(store, plan, go, base, found, retry_failed=retry_failed, progress=progress)
         if shards:
-            for name, value in write_shards(store, plan.shards, go, base, progress).items():
-                metrics[name] = metrics.get(name, 0) + value
+            metrics += write_shards(store, plan.shards, go, base, progress)
         return summarise(store, plan, metrics=metrics, wall_s=time.monotonic() - started, ignored=found.num_ignored)
-
-
-def check_output(output: Path, pipeline: str) -> dict[str, Any]:
-    """What ``run.json`` of an earlier run says; empty for a new directory.
-
-    Raises:
-        UsageError: the path is a file, someone else's folder, or holds another pipeline's result.
-    """
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"--output {output} is a file; name a folder")
-    state = read_run_file(output)
-    if state is None:
-        if output.is_dir() and any(path.name != ".lock" for path in output.iterdir()):
-            raise UsageError(f"--output {output} holds other files and no {RUN_FILE}; name a new or empty folder")
-        return {}
-    if state["pipeline"] != pipeline:
-        raise UsageError(
-            f"--output {output} holds the result of pipeline {state['pipeline']!r}, not {pipeline!r}; "
-            f"run {state['pipeline']!r} again or name another folder"
-        )
-    return state
-
-
-def read_run_file(output: Path) -> dict[str, Any] | None:
-    """The content of ``run.json``, or None where there is none."""
-    try:
-        state: dict[str, Any] = json.loads((output / RUN_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (ValueError, OSError) as error:
-        raise UsageError(f"{output / RUN_FILE} cannot be read ({error}); restore it or name another folder") from error
-    return state
-
-
-def write_run_file(store: Store, plan: Plan, base: str, engine: str) -> None:
-    """Record what decides the result: the resolved pipeline and the versions at work."""
-    versions = {}
-    for package in _VERSIONED:
-        with contextlib.suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    content = {**plan.resolved(), "base": base, "engine": engine, "versions": versions}
-    aside = store.root / f"{RUN_FILE}.tmp"
-    aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(aside, store.root / RUN_FILE)
-
-
-@contextlib.contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """Keep two runs out of one directory. The system frees the lock when the process ends, however it ends."""
-    output.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(output / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise UsageError(f"another run is writing to {output}; wait for it or name another folder") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def curate(
@@ -150,18 +87,19 @@ def curate(
     *,
     retry_failed: bool = False,
     progress: Progress,
-) -> dict[str, float]:
+) -> collections.Counter[str]:
     """Bring the table up to date with the inputs and the plan; return the summed counters of all parts."""
     known = {row["video"]: row for row in store.videos().to_pylist()}
-    present = fingerprinted(engine, base, found.videos, known, progress)
-    parts, others = make_parts(store, present)
+    same = {os.path.realpath(os.path.join(base, video)): video for video in known}
+    videos = [same.get(os.path.realpath(os.path.join(base, video)), video) for video in found.videos]
+    present = fingerprinted(engine, base, videos, known, progress)
+    parts, others = make_parts(store, base, present)
     steps = chain(plan, str(store.root), base, retry_failed)
-    metrics: dict[str, float] = {}
+    metrics: collections.Counter[str] = collections.Counter()
     status: dict[str, dict[str, Any]] = {}
     progress.begin("curating", total=sum(part.videos.num_rows for part in parts))
     for part in engine(parts, steps):
-        for name, value in part.metrics.items():
-            metrics[name] = metrics.get(name, 0.0) + value
+        metrics.update(part.metrics)
         status.update(zip(part.videos["video_id"].to_pylist(), part.videos.to_pylist(), strict=True))
         progress.advance(part)
     for row in others:
@@ -172,6 +110,9 @@ def curate(
                 f"{copy_of}: {original['error']}" if original["status"] == "failed" else f"{copy_of}, whose clips stand"
             )
             row.update(status=original["status"], error=why)
+    # Its clips and frames have no rows; they are there so that the tables can be read even if no video is any good.
+    store.write("frames", NOT_DECODED, FRAMES.empty_table())
+    store.write("clips", NOT_DECODED, plan.clip_schema.empty_table())
     store.write("videos", NOT_DECODED, pa.Table.from_pylist(others, schema=VIDEOS))
     return metrics
 
@@ -195,7 +136,7 @@ def fingerprinted(
     progress.begin("fingerprinting", total=len(unsure))
     parts = [
         Part(f"{i:06d}", pa.Table.from_pylist(list(rows), schema=VIDEOS))
-        for i, rows in enumerate(chunk(unsure, default_num_parts(len(unsure))))
+        for i, rows in enumerate(chunk(unsure, min(len(unsure), _HASH_PARTS)))
     ]
     rows = []
     for part in engine(parts, [Fingerprint(base)]):
@@ -204,27 +145,14 @@ def fingerprinted(
     return sorted([*unchanged, *rows], key=lambda row: str(row["video"]))
 
 
-def make_parts(store: Store, present: list[dict[str, Any]]) -> tuple[list[Part], list[dict[str, Any]]]:
+def make_parts(store: Store, base: str, present: list[dict[str, Any]]) -> tuple[list[Part], list[dict[str, Any]]]:
     """Divide the videos into parts: committed parts first, as they are, then new ones.
 
     Returns:
         The parts, and the rows of videos that need no decoder: unreadable ones and copies of others.
     """
-    now = {row["video"]: row["video_id"] for row in present}
-    parts, owner = [], {}
-    others = {}
-    for part_id, table in store.parts("videos"):
-        rows = table.to_pylist()
-        if part_id == NOT_DECODED:
-            others.update({row["video"]: row for row in rows if row["video"] not in now})
-            continue
-        # A path that holds something else by now has lost its old rows.
-        rows = [row for row in rows if now.get(row["video"], row["video_id"]) == row["video_id"]]
-        owner.update({row["video_id"]: row["video"] for row in rows})
-        if rows:
-            parts.append(Part(part_id, conform(pa.Table.from_pylist(rows, schema=VIDEOS), VIDEOS)))
-        else:
-            store.remove(part_id)
+    parts, others = committed_parts(store, base, present)
+    owner = {row["video_id"]: row["video"] for part in parts for row in part.videos.to_pylist()}
     fresh = []
     for row in present:
         if row["video_id"] is None:
@@ -234,11 +162,52 @@ def make_parts(store: Store, present: list[dict[str, Any]]) -> tuple[list[Part],
             fresh.append({**row, "measured": []})
         elif owner[row["video_id"]] != row["video"]:
             others[row["video"]] = {**row, "num_clips": 0}
-    for rows in chunk(fresh, default_num_parts(len(fresh))):
+    for rows in divide_videos(fresh):
         ids = "".join(row["video_id"] for row in rows)
         part_id = hashlib.blake2b(ids.encode(), digest_size=8).hexdigest()
-        parts.append(Part(part_id, pa.Table.from_pylist(list(rows), schema=VIDEOS), CLIPS.empty_table()))
+        parts.append(Part(part_id, pa.Table.from_pylist(rows, schema=VIDEOS)))
     return parts, [others[video] for video in sorted(others)]
+
+
+def committed_parts(
+    store: Store, base: str, present: list[dict[str, Any]]
+) -> tuple[list[Part], dict[str, dict[str, Any]]]:
+    """The parts of earlier runs, brought up to date with where their videos lie now.
+
+    Returns:
+        The parts, and the rows of earlier videos without a part that are not among the present ones.
+    """
+    now = {row["video"]: row["video_id"] for row in present}
+    by_content = {row["video_id"]: row["video"] for row in reversed(present)}
+    parts, others = [], {}
+    for part_id, table in store.parts("videos"):
+        rows = table.to_pylist()
+        if part_id == NOT_DECODED:
+            others.update({row["video"]: row for row in rows if row["video"] not in now})
+            continue
+        # A path that holds something else by now has lost its old rows.
+        rows = [row for row in rows if now.get(row["video"], row["video_id"]) == row["video_id"]]
+        for row in rows:
+            if row["video"] not in now and not os.path.exists(os.path.join(base, row["video"])):
+                row["video"] = by_content.get(row["video_id"], row["video"])  # moved or renamed
+        if rows:
+            parts.append(Part(part_id, pa.Table.from_pylist(rows, schema=VIDEOS)))
+        else:
+            store.remove(part_id)
+    return parts, others
+
+
+def divide_videos(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Cut a list of videos into parts: small ones, because what a killed run had not committed is decoded again."""
+    most = max(1, min(_VIDEOS_PER_PART, len(rows) // 64))
+    part: list[dict[str, Any]] = []
+    for row in rows:
+        part.append(row)
+        if len(part) >= most or sum(video["bytes"] for video in part) >= _BYTES_PER_PART:
+            yield part
+            part = []
+    if part:
+        yield part
 
 
 def chain(plan: Plan, output: str, base: str, retry_failed: bool) -> list[Curate]:
@@ -254,23 +223,26 @@ def chain(plan: Plan, output: str, base: str, retry_failed: bool) -> list[Curate
 
 
 def write_shards(
-    store: Store, settings: ShardSettings, engine: Engine, base: str, progress: Progress
-) -> dict[str, float]:
-    """Make the shards what the table says they should be; return the summed counters."""
+    store: Store, settings: ShardSettings, engine: Engine, base: str, progress: Progress, *, thorough: bool = False
+) -> collections.Counter[str]:
+    """Make the shards what the table says they should be; return the summed counters.
+
+    ``thorough`` reads shards that are there already in full before it believes them.
+    """
     shard_set = ShardSet(store, settings)
     parts = shard_set.parts()
     key = shard_set.key(parts)
-    if shard_set.is_done(key, parts):
-        return {}
+    if shard_set.is_done(key, parts, thorough=thorough):
+        shard_set.record([part.delivered() for part in parts])  # mends what a run killed before this left out
+        return collections.Counter()
     shard_set.begin(key)
     progress.begin("writing shards", total=sum(part.clips.num_rows for part in parts))
-    metrics: dict[str, float] = {}
+    metrics: collections.Counter[str] = collections.Counter()
     done = []
     # With few shards, each worker encodes several clips at a time; it must fit on one node.
     threads = max(1, min(_MAX_THREADS, engine.num_node_cpus(), engine.num_cpus() // max(1, len(parts))))
     for part in engine(parts, [shard_set.step(base, threads)]):
-        for name, value in part.metrics.items():
-            metrics[name] = metrics.get(name, 0.0) + value
+        metrics.update(part.metrics)
         done.append(part)
         progress.advance(part)
     shard_set.finish(key, done)

@@ -5,14 +5,19 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from curation.output import read_run_file
 from curation.plan import Plan
-from curation.table import CAPTIONS, CLIPS, SHARDED, Store
+from curation.rules import Rule
+from curation.table import CAPTIONS, CLIPS, SHARDED, Store, failed_stage
+from shards.write import STAGE as DELIVERY
+from shards.write import read_index
 
 
 @dataclasses.dataclass
@@ -38,7 +43,7 @@ class Summary:
     @property
     def num_lost(self) -> int:
         """Accepted clips that could not be delivered into shards."""
-        return self.failed_by.get("shards", 0)
+        return self.failed_by.get(DELIVERY, 0)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1)
@@ -48,7 +53,7 @@ def summarise(
     store: Store,
     plan: Plan | None = None,
     *,
-    metrics: dict[str, float] | None = None,
+    metrics: Mapping[str, float] | None = None,
     wall_s: float = 0.0,
     ignored: int = 0,
 ) -> Summary:
@@ -69,12 +74,12 @@ def summarise(
             clips[row["status"]] += 1
             hours[row["status"]] += row["duration_s"] / 3600
             rejected[row["reason"]] += row["status"] == "rejected"
-            failed[(row["error"] or "").partition(":")[0]] += row["status"] == "failed"
+            failed[failed_stage(row["error"] or "")] += row["status"] == "failed"
             captioned["kept"] += row["status"] == "kept" and row["caption"] is not None
-    state = json.loads((store.root / "run.json").read_text()) if plan is None else {}
+    state = plan.resolved() if plan else read_run_file(store.root) or {}
     return Summary(
         output=_as_typed(store.root),
-        pipeline=plan.pipeline if plan else state["pipeline"],
+        pipeline=state["pipeline"],
         videos={"in": videos.total(), "done": videos["done"], "failed": videos["failed"]},
         video_errors=dict(sorted(errors.items())),
         num_shots=shots,
@@ -84,8 +89,8 @@ def summarise(
         failed_by=dict((+failed).most_common()),
         num_captioned=captioned["kept"],
         shards=_count_shards(store.root / "shards"),
-        rules={column: str(rule) for column, rule in plan.rules.items()} if plan else {},
-        metrics=metrics or {},
+        rules={column: str(Rule(**rule)) for column, rule in state["keep"].items()},
+        metrics=dict(metrics or {}),
         wall_s=wall_s,
         num_ignored=ignored,
     )
@@ -98,10 +103,7 @@ def _as_typed(folder: Path) -> str:
 
 
 def _count_shards(folder: Path) -> dict[str, int]:
-    try:
-        shards = json.loads((folder / "index.json").read_text())["shardlist"]
-    except (OSError, ValueError, KeyError):
-        shards = []
+    shards = read_index(folder).get("shardlist", [])
     return {
         "shards": len(shards),
         "samples": sum(shard["nsamples"] for shard in shards),
@@ -109,7 +111,7 @@ def _count_shards(folder: Path) -> dict[str, int]:
     }
 
 
-def score_table(store: Store) -> dict[str, dict[str, float | int]]:
+def score_table(store: Store) -> dict[str, dict[str, float | None]]:
     """Quantiles of every numeric score: min, p05, p50, p95, max, and how many clips have none."""
     known = {*CLIPS.names, *CAPTIONS.names, *SHARDED.names}
     values: dict[str, list[np.ndarray[Any, Any]]] = {}
@@ -117,11 +119,11 @@ def score_table(store: Store) -> dict[str, dict[str, float | int]]:
         for field in table.schema:
             if field.name not in known and pa.types.is_floating(field.type):
                 values.setdefault(field.name, []).append(table[field.name].to_numpy())
-    result: dict[str, dict[str, float | int]] = {}
+    result: dict[str, dict[str, float | None]] = {}
     for name, chunks in values.items():
         scores = np.concatenate(chunks)
         measured = scores[~np.isnan(scores)]
-        quantiles = np.quantile(measured, [0, 0.05, 0.5, 0.95, 1]) if len(measured) else [float("nan")] * 5
-        result[name] = dict(zip(("min", "p05", "p50", "p95", "max"), map(float, quantiles), strict=True))
+        quantiles = np.quantile(measured, [0, 0.05, 0.5, 0.95, 1]).tolist() if len(measured) else [None] * 5
+        result[name] = dict(zip(("min", "p05", "p50", "p95", "max"), quantiles, strict=True))
         result[name]["unknown"] = len(scores) - len(measured)
     return result

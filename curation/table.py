@@ -91,6 +91,13 @@ class Part:
         """Add to a counter that is summed over the run, such as ``frames_decoded``."""
         self.metrics[metric] = self.metrics.get(metric, 0.0) + value
 
+    def delivered(self) -> Part:
+        """This part of a shard's clips, all of them delivered."""
+        return Part(
+            self.id,
+            clips=self.clips.select(["clip_id"]).append_column("error", pa.nulls(self.clips.num_rows, pa.string())),
+        )
+
     def to_row(self) -> dict[str, Any]:
         """Serialise for an engine; a part is one row, so no engine can split or merge it."""
         tables = {kind: _to_ipc(getattr(self, kind)) for kind in KINDS}
@@ -162,15 +169,18 @@ class Store:
         if not path.exists():
             raise TableError(f"{path} is missing though its part was committed; restore it or start a new directory")
         try:
-            return pq.ParquetFile(path).read(None if columns is None else list(columns))
+            table = pq.ParquetFile(path).read(None if columns is None else list(columns))
         except (pa.ArrowInvalid, OSError) as error:
             raise TableError(f"{path} cannot be read ({error}); restore it or start a new directory") from error
+        expected = {"videos": VIDEOS, "clips": CLIPS, "frames": FRAMES}[kind] if columns is None else pa.schema([])
+        if missing := set(expected.names) - set(table.column_names):
+            raise TableError(f"{path} lacks {sorted(missing)} and is none of ours; move it away")
+        return table
 
     def parts(self, kind: str, columns: Iterable[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
         """All committed parts of one table, one at a time."""
         for part_id in self.part_ids():
-            if kind == "videos" or self.path(kind, part_id).exists():
-                yield part_id, self.read(kind, part_id, columns)
+            yield part_id, self.read(kind, part_id, columns)
 
     def clips(self, columns: Iterable[str] | None = None) -> pa.Table:
         """The whole clip table in memory, ordered by clip_id."""
@@ -192,6 +202,11 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
         for field in schema
     ]
     return pa.table(columns, schema=schema)
+
+
+def failed_stage(error: str) -> str:
+    """The stage that a clip's ``error`` names: it reads ``stage: Type: message``."""
+    return error.partition(":")[0]
 
 
 def extend(*schemas: pa.Schema) -> pa.Schema:

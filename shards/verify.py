@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import hashlib
 import io
-import json
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ import av
 from av.error import FFmpegError
 
 from curation.fingerprint import hash_file
-from curation.table import Store
-from shards.write import INDEX
+from curation.table import NOT_DECODED, Store
+from shards.write import INDEX, read_index
 
 _STATUS = {"kept", "rejected", "failed"}
+_AGAIN = "run `cutroom shard` to write it again"
 
 
 def verify(store: Store, *, decode: bool = True) -> list[str]:
@@ -30,69 +30,79 @@ def verify(store: Store, *, decode: bool = True) -> list[str]:
     Returns:
         One line per problem; empty when all is well.
     """
-    problems, delivered = _check_tables(store)
-    problems += _check_shards(store.root / "shards", delivered, decode=decode)
+    problems, clips = _check_tables(store)
+    problems += _check_shards(store.root / "shards", clips, decode=decode)
     return problems
 
 
 def _check_tables(store: Store) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """Problems of the tables, and the rows of the clips that shards hold."""
+    """Problems of the tables, and the clips by id."""
     problems: list[str] = []
-    seen: collections.Counter[str] = collections.Counter()
+    clips: dict[str, dict[str, Any]] = {}
     per_video: collections.Counter[str] = collections.Counter()
-    delivered = {}
-    for part_id, table in store.parts("clips"):
+    columns = ["clip_id", "video_id", "status", "reason", "error", "num_frames", "caption", "shard"]
+    for part_id, table in store.parts("clips", columns):
         for row in table.to_pylist():
-            seen[row["clip_id"]] += 1
+            clip = row["clip_id"]
+            if clip in clips:
+                problems.append(f"clip {clip} has more than one row")
+            clips[clip] = row
             per_video[row["video_id"]] += 1
-            if row["status"] not in _STATUS:
-                problems.append(f"clips/{part_id}: {row['clip_id']} has status {row['status']!r}")
-            if row["status"] == "rejected" and not row["reason"]:
-                problems.append(f"clips/{part_id}: {row['clip_id']} is rejected without a reason")
+            problems += [f"clips/{part_id}: {clip} {wrong}" for wrong in _wrong_with(row)]
+    for part_id, table in store.parts("videos"):
+        for row in table.to_pylist():
             if row["status"] == "failed" and not row["error"]:
-                problems.append(f"clips/{part_id}: {row['clip_id']} failed without an error")
-            if row["shard"]:
-                delivered[row["clip_id"]] = row
-    problems += [f"clip {clip} has {count} rows" for clip, count in seen.items() if count > 1]
-    for row in store.videos().to_pylist():
-        if row["status"] == "failed" and not row["error"]:
-            problems.append(f"video {row['video']} failed without an error")
-        if row["num_clips"] and row["num_clips"] != per_video[row["video_id"]]:
-            problems.append(f"video {row['video']} has {per_video[row['video_id']]} clips, not {row['num_clips']}")
-    return problems, delivered
+                problems.append(f"video {row['video']} failed without an error")
+            if part_id != NOT_DECODED and row["num_clips"] != per_video[row["video_id"]]:
+                problems.append(f"video {row['video']} has {per_video[row['video_id']]} clips, not {row['num_clips']}")
+    sheets = {clip for _, table in store.parts("frames", ["clip_id"]) for clip in table["clip_id"].to_pylist()}
+    problems += [f"clip {clip} has no contact sheet" for clip in clips if clip not in sheets]
+    problems += [f"a contact sheet belongs to {clip}, which is no clip" for clip in sorted(sheets - set(clips))]
+    return problems, clips
 
 
-def _check_shards(folder: Path, delivered: dict[str, dict[str, Any]], *, decode: bool) -> list[str]:
+def _wrong_with(row: dict[str, Any]) -> list[str]:
+    wrong = []
+    if row["status"] not in _STATUS:
+        wrong.append(f"has status {row['status']!r}")
+    if row["status"] == "rejected" and not row["reason"]:
+        wrong.append("is rejected without a reason")
+    if row["status"] == "failed" and not row["error"]:
+        wrong.append("failed without an error")
+    return wrong
+
+
+def _check_shards(folder: Path, clips: dict[str, dict[str, Any]], *, decode: bool) -> list[str]:
+    delivered = [clip for clip, row in clips.items() if row["shard"]]
     if not folder.is_dir():
-        return [f"{len(delivered)} clips point to shards, but {folder} is missing"] if delivered else []
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))["shardlist"]
-    except (OSError, ValueError, KeyError) as error:
-        return [f"{folder / INDEX} cannot be read: {error}"]
+        return [f"{len(delivered)} clips point to shards, but {folder} is missing; {_AGAIN}"] if delivered else []
+    index = read_index(folder).get("shardlist")
+    if index is None:
+        return [f"{folder / INDEX} cannot be read; {_AGAIN}"]
     problems = []
     listed = {shard["url"] for shard in index}
     problems += [f"{path.name} is not in {INDEX}" for path in sorted(folder.glob("*.tar")) if path.name not in listed]
     found: collections.Counter[str] = collections.Counter()
     for shard in index:
         path = folder / shard["url"]
-        if not path.is_file():
-            problems.append(f"{shard['url']} is missing")
+        if path.name != shard["url"] or not path.is_file():
+            problems.append(f"{shard['url']} is missing; {_AGAIN}")
             continue
         if hash_file(path, hashlib.md5(usedforsecurity=False)) != shard["md5sum"]:
-            problems.append(f"{shard['url']} is not what {INDEX} says (md5)")
-        keys, wrong = _check_samples(path, delivered, decode=decode)
+            problems.append(f"{shard['url']} is not what {INDEX} says (md5); {_AGAIN}")
+        keys, wrong = _check_samples(path, clips, decode=decode)
         problems += wrong
         found.update(keys)
         if len(keys) != shard["nsamples"]:
             problems.append(f"{shard['url']} holds {len(keys)} samples, {INDEX} says {shard['nsamples']}")
     problems += [f"sample {key} stands {count} times in the shards" for key, count in found.items() if count > 1]
-    problems += [
-        f"clip {key} is in no shard, the table says {delivered[key]['shard']}" for key in delivered if not found[key]
-    ]
+    for clip, row in clips.items():
+        if row["status"] == "kept" and not found[clip]:
+            problems.append(f"clip {clip} is kept and in no shard; {_AGAIN}")
     return problems
 
 
-def _check_samples(path: Path, delivered: dict[str, dict[str, Any]], *, decode: bool) -> tuple[list[str], list[str]]:
+def _check_samples(path: Path, clips: dict[str, dict[str, Any]], *, decode: bool) -> tuple[list[str], list[str]]:
     """The keys of a shard's samples, and what is wrong with them."""
     samples: dict[str, dict[str, bytes]] = {}
     problems = []
@@ -108,18 +118,27 @@ def _check_samples(path: Path, delivered: dict[str, dict[str, Any]], *, decode: 
                     data = content.read()
                     samples.setdefault(key, {})[suffix] = b"" if suffix == "mp4" else data
                     if suffix == "mp4" and decode:
-                        problems += _check_video(path, key, data, delivered.get(key))
+                        problems += _check_video(path, key, data, clips.get(key))
     except (tarfile.TarError, OSError) as error:
         return list(samples), [*problems, f"{path.name} cannot be read: {error}"]
     for key, sample in samples.items():
-        if missing := {"mp4", "txt", "json"} - set(sample):
-            problems.append(f"{path.name}: sample {key} lacks {', '.join(sorted(missing))}")
-        row = delivered.get(key)
-        if row is None or row["shard"] != path.name:
-            problems.append(f"{path.name}: sample {key} is not the table's")
-        elif sample.get("txt", b"").decode() != (row["caption"] or ""):
-            problems.append(f"{path.name}: the caption of {key} is not the table's; run `cutroom shard` again")
+        problems += [f"{path.name}: {wrong}" for wrong in _wrong_with_sample(path, key, sample, clips.get(key))]
     return list(samples), problems
+
+
+def _wrong_with_sample(path: Path, key: str, sample: dict[str, bytes], row: dict[str, Any] | None) -> list[str]:
+    wrong = []
+    if missing := {"mp4", "txt", "json"} - set(sample):
+        wrong.append(f"sample {key} lacks {', '.join(sorted(missing))}")
+    if row is None:
+        wrong.append(f"sample {key} is no clip of the table; {_AGAIN}")
+    elif row["status"] != "kept":
+        wrong.append(f"{key} is {row['status']} in the table; {_AGAIN}")
+    elif row["shard"] != path.name:
+        wrong.append(f"the table says that {key} lies in {row['shard']}; {_AGAIN}")
+    elif sample.get("txt", b"").decode() != (row["caption"] or ""):
+        wrong.append(f"the caption of {key} is not the table's; {_AGAIN}")
+    return wrong
 
 
 def _check_video(path: Path, key: str, data: bytes, row: dict[str, Any] | None) -> list[str]:

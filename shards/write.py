@@ -7,16 +7,17 @@ from there, so that moving a threshold encodes only what was gained. The new set
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -26,6 +27,8 @@ from curation.plan import ShardSettings
 from curation.stage import Needs
 from curation.table import SHARDED, Part, Store
 from shards.encode import VERSION, encode_clip
+
+T = TypeVar("T")
 
 STAGE = "shards"  # named in the error of a clip that could not be delivered
 INDEX = "index.json"
@@ -42,13 +45,14 @@ class WriteShard:
     target: str  # the folder of the new set
     earlier: str  # the folder of the set before
     threads: int = 1  # clips encoded at a time
+    md5sums: dict[str, str] = dataclasses.field(default_factory=dict)  # of the earlier set, by file name
 
     @property
     def needs(self) -> Needs:
         return Needs(cpus=self.threads)
 
     def setup(self) -> None:
-        """Nothing to load."""
+        self._sound: dict[str, bool] = {}  # earlier shards, whether they still are what their index says
 
     def __call__(self, part: Part) -> Part:
         rows = part.clips.to_pylist()
@@ -71,7 +75,7 @@ class WriteShard:
         with open(aside, "wb") as file, ThreadPoolExecutor(self.threads) as pool:
             with webdataset.TarWriter(file, mtime=0, user="cutroom", group="cutroom") as tar:
                 # The order of the samples is that of the rows, whichever clip is encoded first.
-                for row, (video, how) in zip(rows, pool.map(self._video, rows), strict=True):
+                for row, (video, how) in zip(rows, in_order(pool, self._video, rows, self.threads), strict=True):
                     errors.append(how if video is None else None)
                     if video is None:
                         continue
@@ -101,10 +105,18 @@ class WriteShard:
         except (VideoError, OSError) as error:
             return None, f"{STAGE}: {one_line(error)}"
 
+    def _is_sound(self, path: Path) -> bool:
+        """Whether a shard of the earlier set is there and undamaged; a damaged clip must not get a fresh checksum."""
+        if path.name not in self._sound:
+            expected = self.md5sums.get(path.name)
+            there = expected is not None and path.is_file()
+            self._sound[path.name] = there and hash_file(path, hashlib.md5(usedforsecurity=False)) == expected
+        return self._sound[path.name]
+
     def _from_earlier(self, row: dict[str, Any]) -> bytes | None:
         """The clip's video from the set before, if it was encoded with the same settings."""
         path = Path(self.earlier, row["shard"] or "-")
-        if not path.is_file():
+        if not self._is_sound(path):
             return None
         try:
             with tarfile.open(path) as tar:
@@ -115,6 +127,19 @@ class WriteShard:
                 return video.read()
         except (KeyError, ValueError, tarfile.TarError):
             return None
+
+
+def in_order(
+    pool: ThreadPoolExecutor, work: Callable[[dict[str, Any]], T], rows: list[dict[str, Any]], ahead: int
+) -> Iterator[T]:
+    """Like ``pool.map``, but no more than ``ahead`` results wait in memory for their turn."""
+    waiting: collections.deque[Future[T]] = collections.deque()
+    for row in rows:
+        waiting.append(pool.submit(work, row))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _whole_file(source: str) -> bytes:
@@ -148,6 +173,17 @@ def members(path: Path) -> Iterator[tuple[str, int]]:
                 yield key, member.size
 
 
+def read_index(folder: Path) -> dict[str, Any]:
+    """``index.json`` of a set of shards; empty where there is none that can be understood."""
+    try:
+        index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        for shard in index["shardlist"]:
+            shard["url"], shard["nsamples"], shard["filesize"], shard["md5sum"]
+        return index
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 class ShardSet:
     """The shards of one output directory: what they should be, and making them so."""
 
@@ -176,7 +212,8 @@ class ShardSet:
         ]
 
     def step(self, base: str, threads: int) -> WriteShard:
-        return WriteShard(self.settings, base, str(self.aside), str(self.folder), threads)
+        md5sums = {shard["url"]: shard["md5sum"] for shard in read_index(self.folder).get("shardlist", [])}
+        return WriteShard(self.settings, base, str(self.aside), str(self.folder), threads, md5sums)
 
     def key(self, parts: list[Part]) -> str:
         """Changes when any byte of the shards would."""
@@ -186,16 +223,23 @@ class ShardSet:
                 digest.update(json.dumps([part.id, sample_json(row, self.settings), row["caption"]]).encode())
         return digest.hexdigest()
 
-    def is_done(self, key: str, parts: list[Part]) -> bool:
-        """Whether the shards in place are the result of ``key``, all there, and no clip is missing in them."""
-        try:
-            index = json.loads((self.folder / INDEX).read_text())
-            whole = sum(shard["nsamples"] for shard in index["shardlist"]) == sum(part.clips.num_rows for part in parts)
-            sizes = {shard["url"]: shard["filesize"] for shard in index["shardlist"]}
-            there = all((self.folder / url).stat().st_size == size for url, size in sizes.items())
-            return bool(index["cutroom"]["key"] == key and whole and there)
-        except (OSError, ValueError, KeyError):
+    def is_done(self, key: str, parts: list[Part], *, thorough: bool = False) -> bool:
+        """Whether the shards in place are the result of ``key``, all there, and no clip is missing in them.
+
+        ``thorough`` compares their content with the index, and not only their sizes.
+        """
+        index = read_index(self.folder)
+        if not index or index.get("cutroom", {}).get("key") != key:
             return False
+        if sum(shard["nsamples"] for shard in index["shardlist"]) != sum(part.clips.num_rows for part in parts):
+            return False
+        for shard in index["shardlist"]:
+            path = self.folder / shard["url"]
+            if not path.is_file() or path.stat().st_size != shard["filesize"]:
+                return False
+            if thorough and hash_file(path, hashlib.md5(usedforsecurity=False)) != shard["md5sum"]:
+                return False
+        return True
 
     def begin(self, key: str) -> None:
         """Make ready for writing; shards of the same plan that a killed run finished are kept."""
@@ -236,11 +280,15 @@ class ShardSet:
         shutil.rmtree(self.before, ignore_errors=True)
 
     def record(self, done: list[Part]) -> None:
-        """Tell the clip table where each clip lies, and which could not be delivered."""
+        """Tell the clip table where each clip lies, and which could not be delivered.
+
+        Args:
+            done: one part per shard; its clips' ``error`` is null for those that the shard holds.
+        """
         place = {}
         for part in done:
-            for clip_id, error in zip(*part.clips.select(["clip_id", "error"]).to_pydict().values(), strict=True):
-                place[clip_id] = (f"{part.id}.tar", error)
+            for clip in part.clips.select(["clip_id", "error"]).to_pylist():
+                place[clip["clip_id"]] = (f"{part.id}.tar", clip["error"])
         for part_id, table in self.store.parts("clips"):
             rows = table.to_pylist()
             for row in rows:

@@ -29,6 +29,8 @@ def place(footage: Path, finished: Path, tmp_path: Path) -> Path:
     (tmp_path / "others").mkdir()
     (tmp_path / "others" / "notes.md").write_text("x")
     (tmp_path / "file").write_text("x")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "run.json").write_text("[]")
     (tmp_path / "footage").symlink_to(footage)
     (tmp_path / "finished").symlink_to(finished)
     good = "p:\n  stages: [decode, motion]\n"
@@ -65,6 +67,10 @@ MINE = ["run", "p", "--input", "footage", "--config"]
         ([*MINE, "rule.yaml"], "no stage writes 'motion'"),
         ([*MINE, "absent.yaml"], "cannot read absent.yaml"),
         ([*RUN, "--output", "file"], "is a file"),
+        ([*RUN, "--output", "/proc/nowhere"], "cannot be written"),
+        ([*RUN, "--address", "127.0.0.1:1"], "no Ray cluster answers there"),
+        (["demo", "--output", "file"], "cannot be written"),
+        (["stats", "torn"], "run.json cannot be read"),
         ([*RUN, "--output", "others"], "holds other files"),
         ([*MINE, "good.yaml", "--output", "finished"], "holds the result of pipeline 'weight_free', not 'p'"),
         ([*RUN, "--engine", "local", "--address", "auto"], "needs --engine ray"),

@@ -52,13 +52,18 @@ def test_a_clip_takes_the_span_that_covers_most_of_it(
     assert caption_for(video, start_s, end_s) == expected
 
 
-@pytest.mark.parametrize(
-    "content", ["{", "[]", "3", '{"text": "x"}', '{"caption": 3}', '{"captions": [{"text": "x"}]}']
-)
+@pytest.mark.parametrize("content", ["{", '{"caption": 3}', '{"captions": 3}', '{"captions": [{"text": "x"}]}'])
 def test_a_file_that_cannot_be_understood_is_said_by_name(video: Path, content: str) -> None:
     video.with_suffix(".json").write_text(content)
     with pytest.raises(ValueError, match=r"name\.json"):
         caption_for(video, 0, 2)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '{"width": 640}'])
+def test_a_json_file_about_something_else_is_passed_over(video: Path, content: str) -> None:
+    video.with_suffix(".json").write_text(content)
+    video.with_suffix(".txt").write_text("text")
+    assert caption_for(video, 0, 2) == "text"
 
 
 @pytest.mark.parametrize("content", ["", "  \n "])

@@ -1,4 +1,4 @@
-"""Stages that break their contract, for tests."""
+"""Stages that fail, for tests."""
 
 from __future__ import annotations
 
@@ -19,3 +19,20 @@ class Liar(Stage):
 
     def process(self, clips: pa.Table) -> pa.Table:
         return pa.table({"lie": clips["duration_s"]})
+
+
+@dataclasses.dataclass(kw_only=True)
+class Fussy(Stage):
+    """Cannot stand short clips."""
+
+    name = "fussy"
+    reads = ("duration_s",)
+    writes = pa.schema([("fuss", pa.float32())])
+
+    shortest_s: float = 1.0
+
+    def process(self, clips: pa.Table) -> pa.Table:
+        durations = clips["duration_s"].to_pylist()
+        if min(durations) < self.shortest_s:
+            raise ValueError("too short for me")
+        return pa.table({"fuss": pa.array(durations, pa.float32())})

@@ -47,7 +47,21 @@ HEAD = "p:\n  stages:\n    - decode\n"
         ("- 1\n", "1:1", "a mapping from pipeline names"),
         ("", "1:1", "a mapping from pipeline names"),
         (HEAD + "    - 3\n", "4:7", "a stage is a name, or a name and its arguments"),
-        (HEAD + "    - nowhere.module:Filter\n", "4:7", "cannot be loaded: No module named 'nowhere'"),
+        (HEAD + "    - :Filter\n", "4:7", "cannot be loaded: ValueError"),
+        (HEAD + "    - curation.stage:Filter\n", "4:7", "does not declare name and frames"),
+        (HEAD + "    - decode: 3\n", "4:7", "a stage is a name"),
+        (HEAD + "  keep:\n    codec: {min: 3}\n", "5:5", "min and max need numbers, and the column holds string"),
+        (HEAD + "  keep:\n    fps: {any_of: [a]}\n", "5:5", "need words, and the column holds double"),
+        (HEAD + "  keep:\n    fps: {min: 5, max: 1}\n", "5:5", "min 5 is above max 1"),
+        (HEAD + "  keep:\n    fps: {min: .nan}\n", "1:1", "infinite or not a number"),
+        (HEAD + "  shards: {gop_s: .inf}\n", "1:1", "infinite or not a number"),
+        (HEAD + "  shards: {preset: bogus}\n", "4:12", "'ultrafast'"),
+        ("? [a]\n: 1\n", "1:3", "is no name"),
+        (
+            HEAD + "    - nowhere.module:Filter\n",
+            "4:7",
+            "cannot be loaded: ModuleNotFoundError: No module named 'nowhere'",
+        ),
         (HEAD + "    - json:dumps\n", "4:7", "'json:dumps' is not a Stage"),
         (HEAD + "    - {motion: {}, quality: {}}\n", "4:7", "one stage per list entry"),
         (HEAD + "    - tests.curation.test_config:ReadsText\n", "4:7", "reads 'text', which no stage writes"),
@@ -71,6 +85,18 @@ def test_a_mistake_is_said_with_file_line_and_column(tmp_path: Path, text: str, 
         load_plan("p", file)
     assert str(caught.value).startswith(f"{file}:{place}: ")
     assert message in str(caught.value)
+
+
+def test_aliases_do_not_make_checking_slow(tmp_path: Path) -> None:
+    layers = [f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]" for i in range(1, 12)]
+    file = tmp_path / "laughs.yaml"
+    file.write_text("l0: &l0 [x]\n" + "\n".join(layers) + "\n" + HEAD)
+    assert load_plan("p", file).pipeline == "p"
+
+
+def test_listing_pipelines_survives_one_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text("a: 3\nb:\n  about: fine\n  stages: [decode]\n")
+    assert pipeline_names(tmp_path / "p.yaml") == {"a": "", "b": "fine"}
 
 
 def test_an_unknown_pipeline_names_the_nearest() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import curation.decode
+import curation.spool
 from curation.config import load_plan
 from curation.decode import Decoded, decode_video, divide
 from curation.errors import VideoError
@@ -119,7 +121,7 @@ def test_a_clip_shorter_than_the_grid_has_a_contact_sheet_too(tmp_path: Path) ->
 
 def test_a_shot_put_aside_on_disk_gives_the_same_as_in_memory(footage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_memory = decode(footage / "long_take.mp4")
-    monkeypatch.setattr(curation.decode, "_SPOOL_BYTES", 1000)
+    monkeypatch.setattr(curation.spool, "SPOOL_BYTES", 1000)
     on_disk = decode(footage / "long_take.mp4")
     assert on_disk.clips.equals(in_memory.clips)
     assert on_disk.frames.equals(in_memory.frames)
@@ -152,35 +154,67 @@ def test_what_is_no_video_fails_with_the_reason(footage: Path) -> None:
     assert (decoded.clips.num_rows, decoded.frames.num_rows) == (0, 0)
 
 
-def crash() -> None:
-    os._exit(11)
+class Fragile:
+    """A worker that does what it is told, however bad."""
 
+    def setup(self) -> None:
+        self.num_calls = 0
 
-def hang() -> None:
-    time.sleep(60)
-
-
-def work_slowly() -> str:
-    for _ in range(8):
-        time.sleep(0.5)
-        alive()
-    return "done"
+    def __call__(self, task: str) -> int:
+        self.num_calls += 1
+        if task == "crash":
+            os._exit(11)
+        if task == "hang":
+            time.sleep(60)
+        if task == "slow":
+            for _ in range(8):
+                time.sleep(0.5)
+                alive()
+        if task == "fail":
+            raise ZeroDivisionError
+        return self.num_calls
 
 
 def test_a_crash_or_a_hang_costs_one_call_and_slow_work_is_no_hang() -> None:
-    child = Isolated(stall_s=2.5)
+    child = Isolated(Fragile(), stall_s=2.5)
     try:
-        assert child.call(str, 1) == "1"
+        child.start()
+        assert [child.call("work"), child.call("work")] == [1, 2]  # set up once
         with pytest.raises(VideoError, match=r"crashed \(exit code 11\)"):
-            child.call(crash)
-        assert child.call(str, 2) == "2"
+            child.call("crash")
+        assert child.call("work") == 1  # in a new child
         with pytest.raises(VideoError, match=r"no progress for 2.5 s"):
-            child.call(hang)
-        assert child.call(work_slowly) == "done"
+            child.call("hang")
+        assert child.call("slow") == 1
         with pytest.raises(ZeroDivisionError):
-            child.call(divmod, 1, 0)
+            child.call("fail")
     finally:
         child.close()
+
+
+class Unready(Fragile):
+    """A worker that cannot be set up."""
+
+    def setup(self) -> None:
+        raise LookupError("no weights")
+
+
+def test_a_worker_that_cannot_be_set_up_is_said_before_any_video() -> None:
+    child = Isolated(Unready(), stall_s=10)
+    with pytest.raises(LookupError, match="no weights"):
+        child.start()
+    child.close()
+
+
+def test_a_script_without_a_main_guard_is_told_and_no_video_is_blamed(footage: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from curation.run import run\n"
+        f"run('weight_free', [{str(footage / 'pan.mp4')!r}], {str(tmp_path / 'out')!r}, engine='local')\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert "below `if __name__ == '__main__':`" in done.stderr
+    assert not list((tmp_path / "out" / "videos").glob("*.parquet"))
 
 
 def test_rejected_clips_are_not_scored_unless_asked(footage: Path) -> None:

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import pytest
 
-from curation.engine import LocalEngine, chunk, default_num_parts, make_engine
+from curation.engine import LocalEngine, chunk, make_engine
 from curation.errors import UsageError
 from curation.stage import Needs
 from curation.table import Part
@@ -112,11 +112,8 @@ def test_a_stage_that_breaks_its_contract_is_said_without_a_traceback(footage: P
 def test_an_address_where_nothing_answers_is_a_mistake() -> None:
     with pytest.raises(UsageError, match="needs --engine ray"):
         make_engine("local", address="auto")
-
-
-@pytest.mark.parametrize(("videos", "parts"), [(0, 1), (1, 1), (14, 14), (62, 16), (5000, 78)])
-def test_parts_are_enough_to_keep_workers_busy_and_not_too_many(videos: int, parts: int) -> None:
-    assert default_num_parts(videos) == parts
+    with pytest.raises(UsageError, match="no Ray cluster answers there"):
+        make_engine("ray", address="127.0.0.1:1")
 
 
 def test_chunks_are_nearly_equal_and_in_order() -> None:

@@ -15,10 +15,10 @@ from typing import Any
 import duckdb
 import pytest
 
-from curation.errors import UsageError
+from curation.errors import TableError, UsageError
 from curation.run import run
 from curation.summary import Summary
-from curation.table import Store
+from curation.table import NOT_DECODED, Store
 from tests.conftest import PIPELINE
 from tests.helpers import contents
 
@@ -178,7 +178,7 @@ def test_a_broken_caption_file_costs_its_clips_and_is_retried_when_mended(folder
     broken = go(folder, tmp_path / "out")
     assert broken.failed_by == {"sidecar_captions": 2}
     (folder / "cuts_vp9.json").write_text(json.dumps({"caption": "Mended."}))
-    mended = go(folder, tmp_path / "out", retry_failed=True)
+    mended = go(folder, tmp_path / "out")
     assert mended.failed_by == {}
     assert contents(tmp_path / "out") == fresh(folder, tmp_path)
 
@@ -210,13 +210,118 @@ def test_files_that_cannot_be_read_are_failed_rows(footage: Path, tmp_path: Path
     errors = {Path(video).name: error for video, error in summary.video_errors.items()}
     assert "No such file" in errors["gone.mp4"]
     assert "not a regular file" in errors["pipe.mp4"]
-    assert "No such file" in errors["\\udcff.mp4"]
+    assert "not UTF-8" in errors["\\udcff.mp4"]
     assert "No such file" in errors["absent.mp4"]
     assert "the file is empty" in errors["empty.mp4"]
 
 
+def test_a_moved_folder_is_recognised(folder: Path, tmp_path: Path) -> None:
+    go(folder, tmp_path / "out")
+    moved = folder.rename(folder.parent / "moved")
+    again = go(moved, tmp_path / "out")
+    assert "videos_decoded" not in again.metrics
+    assert "clips_encoded" not in again.metrics
+    assert contents(tmp_path / "out") == fresh(moved, tmp_path)
+
+
+def test_the_same_file_named_in_another_way_is_no_copy(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    go(Path("in"), tmp_path / "out")
+    before = contents(tmp_path / "out")
+    go(folder, tmp_path / "out")
+    assert contents(tmp_path / "out") == before
+
+
+def test_clips_of_a_file_that_is_away_are_kept_until_it_is_back(folder: Path, tmp_path: Path) -> None:
+    go(folder, tmp_path / "out")
+    away = (folder / "hard_cuts.mp4").rename(tmp_path / "away.mp4")
+    stages = [{"decode": {"isolate": False, "max_clip_s": 1.2}}, "motion", "quality", "sidecar_captions"]
+    without = go(folder, tmp_path / "out", stages=stages, shards=False)
+    assert [row["video"].endswith("hard_cuts.mp4") for row in Store(tmp_path / "out").clips().to_pylist()].count(
+        True
+    ) == 4
+    assert any("kept as it was" in error for error in without.video_errors.values())
+    away.rename(folder / "hard_cuts.mp4")
+    go(folder, tmp_path / "out", stages=stages)
+    assert contents(tmp_path / "out") == fresh(folder, tmp_path, stages=stages)
+
+
+def test_a_stage_that_comes_back_is_measured_again(folder: Path, tmp_path: Path) -> None:
+    go(folder, tmp_path / "out")
+    go(folder, tmp_path / "out", stages=[{"decode": {"isolate": False}}, "quality"], keep={})
+    go(folder, tmp_path / "out")
+    assert contents(tmp_path / "out") == fresh(folder, tmp_path)
+
+
+FUSSY = "tests.curation.broken_filters:Fussy"
+
+
+def test_a_failed_clip_stays_failed_until_what_failed_is_changed(folder: Path, tmp_path: Path) -> None:
+    def stages(shortest_s: float, max_clip_s: float = 10.0) -> list[object]:
+        decode = {"decode": {"isolate": False, "max_clip_s": max_clip_s}}
+        return [decode, "motion", {FUSSY: {"shortest_s": shortest_s}}, "sidecar_captions"]
+
+    first = go(folder, tmp_path / "out", stages=stages(1.8))
+    assert first.failed_by == {"fussy": 1}
+    assert go(folder, tmp_path / "out", stages=stages(1.8)).failed_by == {"fussy": 1}
+    decoded_again = go(folder, tmp_path / "out", stages=stages(1.8, max_clip_s=9.0))
+    assert decoded_again.metrics["videos_decoded"] == 4
+    assert decoded_again.failed_by == {"fussy": 1}
+    assert go(folder, tmp_path / "out", stages=stages(0.1)).failed_by == {}
+    assert contents(tmp_path / "out") == fresh(folder, tmp_path, stages=stages(0.1))
+
+
+def test_a_run_killed_before_it_noted_where_clips_lie_is_mended(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shards.write import ShardSet
+
+    def killed(self: ShardSet, done: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(ShardSet, "record", killed)
+        go(folder, tmp_path / "out")
+    assert not any(row["shard"] for row in Store(tmp_path / "out").clips().to_pylist())
+    go(folder, tmp_path / "out")
+    assert contents(tmp_path / "out") == fresh(folder, tmp_path)
+
+
+def test_a_damaged_shard_is_encoded_anew_and_never_copied(folder: Path, tmp_path: Path) -> None:
+    from curation.reshard import shard_directory
+
+    go(folder, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    path = tmp_path / "out" / "shards" / "000000.tar"
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    again = shard_directory(tmp_path / "out", engine="local")
+    assert again.metrics == {"clips_encoded": 2, "clips_reused": 3}
+    assert contents(tmp_path / "out") == before
+
+
+def test_lost_contact_sheets_and_clips_are_said(folder: Path, tmp_path: Path) -> None:
+    from curation.reshard import shard_directory
+
+    go(folder, tmp_path / "out")
+    part = next(path for path in sorted((tmp_path / "out" / "clips").glob("*.parquet")) if path.stem != NOT_DECODED)
+    part.unlink()
+    for work in (lambda: go(folder, tmp_path / "out"), lambda: shard_directory(tmp_path / "out", engine="local")):
+        with pytest.raises(TableError, match="is missing though its part was committed"):
+            work()
+
+
+def test_tables_can_be_read_when_no_video_is_any_good(footage: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").touch()
+    run(PIPELINE, [str(tmp_path / "empty.mp4")], tmp_path / "out", engine="local")
+    assert duckdb.sql(f"SELECT motion_score, caption FROM '{tmp_path}/out/clips/*.parquet'").fetchall() == []
+
+
 def test_two_runs_cannot_share_a_directory(folder: Path, tmp_path: Path) -> None:
-    from curation.run import locked
+    from curation.output import locked
 
     with locked(tmp_path / "out"), pytest.raises(UsageError, match="another run is writing"):
         go(folder, tmp_path / "out")

@@ -83,6 +83,19 @@ def double_a_row(output: Path) -> None:
     store.write("clips", part_id, pa.concat_tables([table, table.slice(0, 1)]))
 
 
+def lose_contact_sheets(output: Path) -> None:
+    store = Store(output)
+    for part_id, table in store.parts("frames"):
+        store.write("frames", part_id, table.slice(0, 0))
+
+
+def reject_what_is_delivered(output: Path) -> None:
+    store = Store(output)
+    for part_id, table in store.parts("clips"):
+        rows = [{**row, "status": "rejected", "reason": "x"} for row in table.to_pylist()]
+        store.write("clips", part_id, pa.Table.from_pylist(rows, schema=table.schema))
+
+
 def forget_a_reason(output: Path) -> None:
     store = Store(output)
     for part_id, table in store.parts("clips"):
@@ -93,7 +106,7 @@ def forget_a_reason(output: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (lose_a_sample, "is in no shard"),
+        (lose_a_sample, "is kept and in no shard"),
         (cut_a_video_short, "cannot be decoded"),
         (swap_captions, "the caption of"),
         (drop_captions, "lacks txt"),
@@ -101,7 +114,9 @@ def forget_a_reason(output: Path) -> None:
         (add_a_stray_shard, "000009.tar is not in index.json"),
         (break_the_index, "index.json cannot be read"),
         (flip_a_bit, "is not what index.json says (md5)"),
-        (double_a_row, "has 2 rows"),
+        (double_a_row, "has more than one row"),
+        (lose_contact_sheets, "has no contact sheet"),
+        (reject_what_is_delivered, "is rejected in the table"),
         (forget_a_reason, "rejected without a reason"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
