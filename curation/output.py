@@ -44,12 +44,13 @@ def check_output(output: Path, pipeline: str) -> dict[str, Any]:
 def read_run_file(output: Path) -> dict[str, Any] | None:
     """The content of ``run.json``, or None where there is none."""
     try:
-        state: dict[str, Any] = json.loads((output / RUN_FILE).read_text(encoding="utf-8"))
+        state: Any = json.loads((output / RUN_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-        state["pipeline"], state["base"], state["keep"], state["shards"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise UsageError(f"{output / RUN_FILE} cannot be read ({error}); restore it or name another folder") from error
+    if not isinstance(state, dict) or not {"pipeline", "base", "keep", "shards"} <= state.keys():
+        raise UsageError(f"{output / RUN_FILE} cannot be read: a run wrote other things; restore it")
     return state
 
 

@@ -176,11 +176,10 @@ def members(path: Path) -> Iterator[tuple[str, int]]:
 def read_index(folder: Path) -> dict[str, Any]:
     """``index.json`` of a set of shards; empty where there is none that can be understood."""
     try:
-        index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        for shard in index["shardlist"]:
-            shard["url"], shard["nsamples"], shard["filesize"], shard["md5sum"]
-        return index
-    except (OSError, ValueError, KeyError, TypeError):
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        wanted = {"url", "nsamples", "filesize", "md5sum"}
+        return index if all(wanted <= shard.keys() for shard in index["shardlist"]) else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 

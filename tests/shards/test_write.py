@@ -222,6 +222,7 @@ def test_shards_do_not_depend_on_how_many_clips_are_encoded_at_a_time(
     shard_set.folder = tmp_path / "none"
     shard_set.aside.mkdir()
     step = shard_set.step("/", threads=4)
+    step.setup()
     step(parts[0])
     assert (
         hashlib.md5((tmp_path / "new" / "000000.tar").read_bytes()).hexdigest() == shard_bytes(finished)["000000.tar"]
