@@ -25,7 +25,7 @@ def demo(output: Path, *, engine: EngineName = "ray") -> Summary:
         output: a folder that receives ``footage/`` and ``out/``; running again continues there.
         engine: where to run.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     footage, out = output / "footage", output / "out"
     console.print(
         f"[bold]1. Footage[/]  {len(DEMO)} short films with known truth and two broken files -> {escape(str(footage))}"

@@ -60,6 +60,7 @@ def test_noise_in_near_black_frames_is_no_cut() -> None:
     assert cuts_of_frames(frames) == []
 
 
+@pytest.mark.slow
 def test_hard_cuts_of_real_clips_are_found_and_few_are_false(real_videos: Path) -> None:
     """Every annotated cut within one frame; at most one in twenty found cuts is not annotated."""
     missed, false, num_found = [], [], 0
