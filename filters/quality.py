@@ -46,21 +46,27 @@ class Quality(Filter):
     def score(self, frames: np.ndarray, times: np.ndarray) -> dict[str, Any]:
         if len(frames) == 0:
             return dict.fromkeys(self.writes.names)
+        counts = sum(cv2.calcHist([frame], [0], None, [256], [0, 256]).ravel() for frame in frames)
+        shares = counts / frames.size  # of the grey levels
         sharpness = [value for value in map(_sharpness, frames) if value is not None]
         left, top, right, bottom = bars(frames)
         area = 1.0 - (1.0 - left - right) * (1.0 - top - bottom)
         return {
             "sharpness": float(np.median(sharpness)) if sharpness else None,
-            "exposure": float(frames.mean()) / 255,
-            "clipped_share": float(np.mean((frames <= _DARK) | (frames >= _BRIGHT))),
+            "exposure": float(shares @ np.arange(256)) / 255,
+            "clipped_share": float(shares[: _DARK + 1].sum() + shares[_BRIGHT:].sum()),
             "border_area": area,
             "letterbox": {"left": left, "top": top, "right": right, "bottom": bottom} if area else None,
         }
 
 
 def _sharpness(frame: np.ndarray) -> float | None:
-    contrast = float(frame.std())
-    return float(cv2.Laplacian(frame, cv2.CV_32F).std()) / 4 / contrast if contrast >= _FLAT else None
+    contrast = _deviation(frame)
+    return _deviation(cv2.Laplacian(frame, cv2.CV_16S)) / 4 / contrast if contrast >= _FLAT else None
+
+
+def _deviation(picture: np.ndarray) -> float:
+    return float(cv2.meanStdDev(picture)[1][0, 0])  # six times faster than numpy's
 
 
 def bars(frames: np.ndarray) -> tuple[float, float, float, float]:
@@ -69,13 +75,18 @@ def bars(frames: np.ndarray) -> tuple[float, float, float, float]:
     A line belongs to a bar when it is dark and uniform in every frame. A picture that is all bar has none.
     """
     found = []
-    for axis in (1, 2):  # rows have one value per (T, H), columns per (T, W)
-        across = 3 - axis
-        mean, noise = frames.mean(axis=across), frames.std(axis=across)
-        line = (mean.max(axis=0) <= _BAR_LEVEL) & (noise.max(axis=0) < _BAR_NOISE) & (mean.std(axis=0) < _BAR_NOISE)
-        inside = np.flatnonzero(~line)
+    for axis in (1, 2):  # rows, then columns
+        lines = np.stack([_line_means(frame, axis) for frame in frames])  # T, and one value per line
+        dark = np.flatnonzero((lines.max(axis=0) <= _BAR_LEVEL) & (lines.std(axis=0) < _BAR_NOISE))
+        noise = np.take(frames, dark, axis=axis).std(axis=3 - axis).max(axis=0)
+        inside = np.setdiff1d(np.arange(lines.shape[1]), dark[noise < _BAR_NOISE])
         if len(inside) == 0:
             return 0.0, 0.0, 0.0, 0.0
-        found.append((inside[0] / len(line), 1 - (inside[-1] + 1) / len(line)))
+        found.append((inside[0] / lines.shape[1], 1 - (inside[-1] + 1) / lines.shape[1]))
     (top, bottom), (left, right) = found
     return float(left), float(top), float(right), float(bottom)
+
+
+def _line_means(frame: np.ndarray, axis: int) -> np.ndarray:
+    """Mean grey of each row (axis 1) or column (axis 2) of a picture H W."""
+    return cv2.reduce(frame, 2 - axis, cv2.REDUCE_AVG, dtype=cv2.CV_32F).ravel()

@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import curation.spool
+from curation.clips import divide
 from curation.config import load_plan
-from curation.decode import Decoded, decode_video, divide
+from curation.decode import Decoded, decode_video
 from curation.errors import VideoError
 from curation.footage import Film, Shot, write_film
 from curation.isolate import Isolated, alive

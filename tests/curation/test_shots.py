@@ -18,7 +18,9 @@ from tests.curation.test_video import indexed
 
 def cuts_of_frames(frames: list[np.ndarray], detector: DetectorName = "adaptive") -> list[int]:
     shots = ShotDetector(detector)
-    found = [cut for i, frame in enumerate(frames) for cut in shots.push(i, fit(frame[..., ::-1], LONG_SIDE_PX))]
+    found = [
+        cut for i, frame in enumerate(frames) for cut in shots.push(i, i / 25, fit(frame[..., ::-1], LONG_SIDE_PX))
+    ]
     return found + shots.finish()
 
 
@@ -26,8 +28,8 @@ def cuts_of_file(path: Path) -> list[int]:
     shots, found = ShotDetector(), []
     with Video(path) as video:
         for frame in video.frames():
-            found += shots.push(frame.index, frame.picture(*video.size(LONG_SIDE_PX)))
-    return found + shots.finish()
+            found += shots.push(frame.index, frame.t_s, frame.picture(*video.size(LONG_SIDE_PX)))
+    return [cut.start for cut in found + shots.finish()]
 
 
 @pytest.mark.parametrize("film", [film for film in DEMO if not film.dissolve_s], ids=lambda film: film.name)

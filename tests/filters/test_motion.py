@@ -9,7 +9,7 @@ import pytest
 from curation.painting import paint
 from filters.motion import Motion
 
-HEIGHT, WIDTH = 144, 256
+HEIGHT, WIDTH = 108, 192
 
 
 def panned(px_per_frame: float, fps: float, seconds: float = 2.0, height: int = 360) -> tuple[np.ndarray, np.ndarray]:
@@ -59,7 +59,7 @@ def test_a_still_picture_is_still_despite_noise() -> None:
 def test_a_small_moving_thing_before_a_still_background_is_not_still() -> None:
     frames, times = panned(0.0, 24.0)
     for i, frame in enumerate(frames):
-        cv2.circle(frame, (40 + 6 * i, 72), 14, 255, -1)
+        cv2.circle(frame, (30 + 4 * i, 54), 10, 255, -1)
     score = Motion().score(frames, times)
     assert score["still_share"] == 0.0
     assert score["motion_score"] < 0.05
