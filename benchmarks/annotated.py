@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -22,6 +23,7 @@ def annotated(videos: Path, cache: Path) -> list[Film]:
     """The clips of INDEX.csv that can be decoded, with what is noted of them; frame times are kept in ``cache``."""
     with (videos / "INDEX.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["hard_cuts"]]
+    cache = cache / "annotated"
     cache.mkdir(parents=True, exist_ok=True)
     note = cache / "times.json"
     times: dict[str, list[float]] = json.loads(note.read_text()) if note.exists() else {}
@@ -30,7 +32,9 @@ def annotated(videos: Path, cache: Path) -> list[Film]:
             times[row["file"]] = _times(videos / row["file"])
     note.write_text(json.dumps(times))
     return [
-        _film(videos / row["file"], times[row["file"]], row["hard_cuts"], row["gradual_transitions"])
+        dataclasses.replace(
+            _film(videos / row["file"], times[row["file"]], row["hard_cuts"], row["gradual_transitions"]), notes=cache
+        )
         for row in rows
         if len(times[row["file"]]) > 1
     ]

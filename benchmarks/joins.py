@@ -14,7 +14,8 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from benchmarks.scenes import Effect, Size
+from benchmarks.scenes import Effect
+from benchmarks.worlds import Size
 
 PURE = 0.1  # a frame with less than this of something else may stay in a clip
 FADES = ("fade through black", "fade through white")
