@@ -167,7 +167,7 @@ def transitions_of(lengths: Sequence[int], joins: Sequence[Join], mixed: Sequenc
     found, start = [], 0
     for length, join in zip(lengths, joins, strict=False):
         first = start + length - join.count
-        strong = [i for i in range(first, first + join.count) if mixed[i] >= PURE] or [first]
+        strong = [i for i in range(first, first + join.count) if mixed[i] > PURE - 1e-9] or [first]
         core = (strong[0], strong[-1] + 1) if join.count else (first, first)
         found.append(
             Transition(
