@@ -1,13 +1,15 @@
 """Films for measuring shot detection, whose every cut, transition and distraction is known to the frame.
 
-Three corpora, each a list of ``Film``; everything follows from the seed (0 is for tuning, others are held out):
+Each corpus is a list of ``Film``; everything follows from the seed (0 is for tuning, others are held out):
 
-    from benchmarks.transitions import corpus, frames_of, real_corpus
+    from benchmarks.transitions import cache_frames, corpus, frames_of, real_corpus
     films = corpus("/tmp/films", seed=0)             # painted scenes: joins, then distractors without any cut
     films += real_corpus("/tmp/films", "videos")     # pieces of real clips without cuts, joined the same way
     cache_frames(films)                              # optional: decode everything now, in parallel
     pictures = frames_of(films[0])                   # N H W 3 BGR uint8, decoded once, then mapped from a file
     films[0].transitions                             # Transition(kind, first, end, core_first, core_end)
+    from benchmarks.annotated import annotated
+    films += annotated(Path("videos"), Path("/tmp/films"))   # real clips with cuts noted in INDEX.csv
 
 Films that lie in the folder already are not made again. To try a detector on cached frames:
 
