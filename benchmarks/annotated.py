@@ -73,7 +73,7 @@ def read_gradual(text: str, num_frames: int) -> tuple[list[Transition], list[tup
     unsure: list[tuple[int, int]] = []
     if "ramp" in text:
         return found, [(0, num_frames)]
-    for part in re.split(r";|\. |:", text.replace("in stream 0;", "in stream 0; stream 3")):
+    for part in re.split(r";|\. |approximate:", text.replace("in stream 0;", "in stream 0; stream 3")):
         match = _GRADUAL.search(part)
         if match:
             first, end = int(match[2]), min(int(match[3]) + 1, num_frames)
