@@ -15,7 +15,7 @@ from curation.video import Video
 
 _GRADUAL = re.compile(r"(fade-in|fade-out|dissolve|fade to black|fade to logo)\D{0,16}?(\d+)-(\d+)")
 _UNSURE = re.compile(r"\b(text|title|logo|caption|fade|digit|near black)")
-_SPAN = re.compile(r"(\d+)(?:-(\d+))?(?! ?s\b)")
+_SPAN = re.compile(r"(?<![>\d.])(\d+)(?:-(\d+))?(?![\d.]|->| ?s\b)")
 _SLACK = 12  # frames around something that is noted, but whose extent is not known
 
 

@@ -183,7 +183,7 @@ def test_ranges_in_words_are_transitions_and_other_notes_are_not_judged() -> Non
     assert [(t.kind, t.first, t.end) for t in found] == [("fade-in", 20, 41), ("dissolve", 300, 331)]
     assert (found[0].core_first, found[0].core_end) == (24, 37)
     assert unsure == [(88, 112)]
-    assert read_gradual("89: digit changes", 168) == ([], [(77, 101)])
+    assert read_gradual("89: digit changes (4->3)", 168) == ([], [(77, 101)])
 
 
 def test_only_clips_without_any_cut_are_taken_apart(real_videos: Path) -> None:
