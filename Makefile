@@ -28,6 +28,7 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.decode
+	$(BIN)/python -m benchmarks.shots
 
 clean:
 	rm -rf .venv build dist *.egg-info cutroom-demo cutroom-out

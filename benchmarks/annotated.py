@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ from curation.video import Video
 
 _GRADUAL = re.compile(r"(fade-in|fade-out|dissolve|fade to black|fade to logo)\D{0,16}?(\d+)-(\d+)")
 _UNSURE = re.compile(r"\b(text|title|logo|caption|fade|digit|near black)")
-_SPAN = re.compile(r"(\d+)(?:-(\d+))?(?! ?s\b)")
+_SPAN = re.compile(r"(?<![>\d.])(\d+)(?:-(\d+))?(?![\d.]|->| ?s\b)")
 _SLACK = 12  # frames around something that is noted, but whose extent is not known
 
 
@@ -22,6 +23,7 @@ def annotated(videos: Path, cache: Path) -> list[Film]:
     """The clips of INDEX.csv that can be decoded, with what is noted of them; frame times are kept in ``cache``."""
     with (videos / "INDEX.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["hard_cuts"]]
+    cache = cache / "annotated"
     cache.mkdir(parents=True, exist_ok=True)
     note = cache / "times.json"
     times: dict[str, list[float]] = json.loads(note.read_text()) if note.exists() else {}
@@ -30,7 +32,9 @@ def annotated(videos: Path, cache: Path) -> list[Film]:
             times[row["file"]] = _times(videos / row["file"])
     note.write_text(json.dumps(times))
     return [
-        _film(videos / row["file"], times[row["file"]], row["hard_cuts"], row["gradual_transitions"])
+        dataclasses.replace(
+            _film(videos / row["file"], times[row["file"]], row["hard_cuts"], row["gradual_transitions"]), notes=cache
+        )
         for row in rows
         if len(times[row["file"]]) > 1
     ]
@@ -69,7 +73,7 @@ def read_gradual(text: str, num_frames: int) -> tuple[list[Transition], list[tup
     unsure: list[tuple[int, int]] = []
     if "ramp" in text:
         return found, [(0, num_frames)]
-    for part in re.split(r";|\. |:", text.replace("in stream 0;", "in stream 0; stream 3")):
+    for part in re.split(r";|\. |approximate:", text.replace("in stream 0;", "in stream 0; stream 3")):
         match = _GRADUAL.search(part)
         if match:
             first, end = int(match[2]), min(int(match[3]) + 1, num_frames)

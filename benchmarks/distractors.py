@@ -7,19 +7,8 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from benchmarks.scenes import (
-    WORDS,
-    Effect,
-    Size,
-    Take,
-    grainy,
-    make_take,
-    make_thing,
-    octaves,
-    paste,
-    sway,
-    there_and_back,
-)
+from benchmarks.scenes import Effect, Take, grainy, make_take, make_thing, paste, sway, there_and_back
+from benchmarks.worlds import WORDS, Size, octaves
 
 Maker = Callable[[np.random.Generator, Size, int, int], Take]  # (random, size, number of frames, fps)
 

@@ -14,7 +14,8 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from benchmarks.scenes import Effect, Size
+from benchmarks.scenes import Effect
+from benchmarks.worlds import Size
 
 PURE = 0.1  # a frame with less than this of something else may stay in a clip
 FADES = ("fade through black", "fade through white")
@@ -166,7 +167,7 @@ def transitions_of(lengths: Sequence[int], joins: Sequence[Join], mixed: Sequenc
     found, start = [], 0
     for length, join in zip(lengths, joins, strict=False):
         first = start + length - join.count
-        strong = [i for i in range(first, first + join.count) if mixed[i] >= PURE] or [first]
+        strong = [i for i in range(first, first + join.count) if mixed[i] > PURE - 1e-9] or [first]
         core = (strong[0], strong[-1] + 1) if join.count else (first, first)
         found.append(
             Transition(

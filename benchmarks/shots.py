@@ -52,10 +52,10 @@ def ours(film: Film) -> list[Span]:
 
 
 def pyscenedetect(film: Film, detector: str) -> list[Span]:
-    """The scenes of ``scenedetect.detect`` with a detector at its defaults."""
+    """The scenes of ``scenedetect.detect`` with a detector at its defaults; PyAV, as OpenCV cannot read AV1."""
     import scenedetect
 
-    scenes = scenedetect.detect(str(film.path), getattr(scenedetect, detector)())
+    scenes = scenedetect.detect(str(film.path), getattr(scenedetect, detector)(), backend="pyav")
     begin_s = scenes[0][0].seconds if scenes else 0.0
     return clips_of_cuts(film.num_frames, [film.frame_at(start.seconds - begin_s) for start, _ in scenes[1:]])
 
@@ -78,11 +78,11 @@ def evaluate(films: Sequence[Film], finder: Finder, *, verbose: bool = False) ->
 
 def find(name: str, film: Film) -> list[Span]:
     """What a finder of FINDERS says of a film; PySceneDetect's answer is kept beside the film."""
-    note = film.path.with_suffix(f".{name}.json")
+    note = film.note(f".{name}.json")
     if note.exists():
         return [(first, end) for first, end in json.loads(note.read_text())]
     clips = list(FINDERS[name](film))
-    if name != "cutroom" and film.path.with_suffix(".json").exists():  # a film of ours, not somebody's clip
+    if name != "cutroom":
         note.write_text(json.dumps(clips))
     return clips
 

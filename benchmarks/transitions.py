@@ -1,12 +1,15 @@
 """Films for measuring shot detection, whose every cut, transition and distraction is known to the frame.
 
-Three corpora, each a list of ``Film``; everything follows from the seed (0 is for tuning, others are held out):
+Each corpus is a list of ``Film``; everything follows from the seed (0 is for tuning, others are held out):
 
-    from benchmarks.transitions import corpus, frames_of, real_corpus
+    from benchmarks.transitions import cache_frames, corpus, frames_of, real_corpus
     films = corpus("/tmp/films", seed=0)             # painted scenes: joins, then distractors without any cut
     films += real_corpus("/tmp/films", "videos")     # pieces of real clips without cuts, joined the same way
+    cache_frames(films)                              # optional: decode everything now, in parallel
     pictures = frames_of(films[0])                   # N H W 3 BGR uint8, decoded once, then mapped from a file
     films[0].transitions                             # Transition(kind, first, end, core_first, core_end)
+    from benchmarks.annotated import annotated
+    films += annotated(Path("videos"), Path("/tmp/films"))   # real clips with cuts noted in INDEX.csv
 
 Films that lie in the folder already are not made again. To try a detector on cached frames:
 
@@ -21,7 +24,7 @@ import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -31,14 +34,14 @@ import cv2
 import numpy as np
 from av import VideoFrame
 
+from benchmarks.content import REAL_SIZE, Plan, content, overlays
 from benchmarks.distractors import DISTRACTORS
-from benchmarks.joins import FADES, GRADUAL, PUSHES, Card, Join, Shown, Transition, join_takes, transitions_of
-from benchmarks.scenes import TEXTURES, WORDS, Effect, Size, Take, make_take, palette, roam
+from benchmarks.joins import FADES, GRADUAL, PUSHES, Card, Shown, Transition, join_takes, transitions_of
+from benchmarks.worlds import Size
 from curation.video import Video
 
-VERSION = 1  # raise it when the same seed gives other films
+VERSION = 3  # raise it when the same seed gives other films
 SIZES: tuple[Size, ...] = ((320, 180), (426, 240), (640, 360))
-REAL_SIZE: Size = (384, 216)
 # How many films of each theme, and how many of the eight joins in each are hard cuts.
 THEMES = {
     "plain": (18, 4),
@@ -65,17 +68,21 @@ class Film:
     blank: tuple[tuple[int, int], ...] = ()  # frames that show a black, white or title card, half open
     unsure: tuple[tuple[int, int], ...] = ()  # what is reported here is not judged
     times: tuple[float, ...] = ()  # of its frames in seconds; empty: i / fps
+    notes: Path | None = None  # a folder for what is found out about it; None: where it lies
 
     @property
     def name(self) -> str:
         return self.path.stem
 
+    def note(self, suffix: str) -> Path:
+        """Where to keep something that was found out about the film."""
+        return (self.notes or self.path.parent) / f"{self.name}{suffix}"
+
     def frame_at(self, t_s: float) -> int:
         """The index of the frame that begins nearest to a time; the number of frames for the end of the film."""
         if not self.times:
             return round(t_s * self.fps)
-        step = (self.times[-1] - self.times[0]) / max(1, len(self.times) - 1)
-        return int(np.argmin(np.abs(np.array([*self.times, self.times[-1] + step]) - t_s)))
+        return self.num_frames if t_s > self.times[-1] + 1e-3 else int(np.argmin(np.abs(np.array(self.times) - t_s)))
 
     @property
     def distractor(self) -> bool:
@@ -84,18 +91,6 @@ class Film:
     @property
     def minutes(self) -> float:
         return self.num_frames / self.fps / 60
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a film is made from."""
-
-    path: Path
-    theme: str
-    seed: tuple[int, ...]
-    kinds: tuple[str, ...] = ()  # of its joins; none: a distractor
-    sources: tuple[tuple[str, int], ...] = ()  # real clips and how many frames they have; none: painted
-    seconds: float = 21.0  # of a distractor
 
 
 def corpus(folder: str | os.PathLike[str], *, seed: int = 0, jobs: int | None = None) -> list[Film]:
@@ -161,16 +156,26 @@ def uncut(videos: Path) -> list[tuple[str, int]]:
     return found
 
 
+def cache_frames(films: Sequence[Film], *, long_side_px: int = 256, jobs: int | None = None) -> None:
+    """Decode all films now, so that ``frames_of`` only maps files (at 256 px 110 kB a frame: 6 GB for a corpus)."""
+    with ProcessPoolExecutor(jobs) as pool:
+        list(pool.map(_cache, films, itertools.repeat(long_side_px)))
+
+
 def frames_of(film: Film, long_side_px: int = 256) -> np.ndarray:
     """All frames of a film, N H W 3 BGR uint8, as the decode pass sees them; mapped from a file made once beside it."""
-    cache = film.path.with_suffix(f".{long_side_px}.npy")
+    _cache(film, long_side_px)
+    return np.asarray(np.load(film.note(f".{long_side_px}.npy"), mmap_mode="r"))
+
+
+def _cache(film: Film, long_side_px: int) -> None:
+    cache = film.note(f".{long_side_px}.npy")
     if not cache.exists():
         with Video(film.path) as video:
             pictures = [frame.picture(*video.size(long_side_px)) for frame in video.frames()]
         aside = cache.with_name(f".{cache.name}")
         np.save(aside, np.stack(pictures))
         os.replace(aside, cache)
-    return np.asarray(np.load(cache, mmap_mode="r"))
 
 
 def make_film(plan: Plan) -> Film:
@@ -178,13 +183,18 @@ def make_film(plan: Plan) -> Film:
     note = plan.path.with_suffix(".json")
     if not note.exists() or json.loads(note.read_text())["version"] != VERSION:
         plan.path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in plan.path.parent.glob(
+            f"{plan.path.stem}.*"
+        ):  # of another version, and what was found out about it
+            stale.unlink()
         cv2.setNumThreads(1)
         random = np.random.default_rng(plan.seed)
         fps, crf = int(random.choice([24, 25, 30])), int(random.integers(17, 31))
-        size = REAL_SIZE if plan.sources else SIZES[random.choice(3, p=(0.7, 0.22, 0.08))]
-        takes, joins = _content(plan, random, size, fps)
-        overlays = _overlays(random, size) if plan.kinds else []
-        mixed = encode(plan.path, join_takes(takes, joins, overlays), fps=fps, crf=crf)
+        preset = str(random.choice(["ultrafast", "superfast", "veryfast"], p=(0.3, 0.5, 0.2)))
+        size = REAL_SIZE if plan.sources else SIZES[random.choice(3, p=(0.76, 0.2, 0.04))]
+        takes, joins = content(plan, random, size, fps)
+        over = overlays(random, size) if plan.kinds else []
+        mixed = encode(plan.path, join_takes(takes, joins, over), fps=fps, crf=crf, preset=preset)
         found = transitions_of([len(take) for take in takes], joins, mixed)
         facts = {
             "version": VERSION,
@@ -211,12 +221,14 @@ def read_film(path: Path) -> Film:
     )
 
 
-def encode(path: Path, frames: Iterator[tuple[np.ndarray, float]], *, fps: int, crf: int) -> list[float]:
+def encode(
+    path: Path, frames: Iterator[tuple[np.ndarray, float]], *, fps: int, crf: int, preset: str = "superfast"
+) -> list[float]:
     """Write frames as H.264; return how much each is mixed."""
     mixed: list[float] = []
     aside = path.with_name(f".{path.name}")
     with av.open(str(aside), "w", format="mp4") as out:
-        stream = out.add_stream("libx264", rate=fps, options={"preset": "veryfast", "crf": str(crf), "threads": "1"})
+        stream = out.add_stream("libx264", rate=fps, options={"preset": preset, "crf": str(crf), "threads": "1"})
         stream.pix_fmt = "yuv420p"
         for i, (picture, share) in enumerate(frames):
             if not i:
@@ -242,143 +254,7 @@ def _shuffled(random: np.random.Generator) -> Iterator[str]:
         yield from (str(kind) for kind in random.permutation(_DECK))
 
 
-def _content(plan: Plan, random: np.random.Generator, size: Size, fps: int) -> tuple[list[Shown], list[Join]]:
-    if not plan.kinds:
-        return [DISTRACTORS[plan.theme](random, size, int(plan.seconds * fps), fps)], []
-    # In a film of blanks every second take is a card.
-    joins = [
-        _join(random, kind, label="" if plan.theme != "blank" else "fade in" if k % 2 else "fade out")
-        for k, kind in enumerate(plan.kinds)
-    ]
-    lengths = [
-        _solo(random, plan, (before.count, after.count)) + before.count + after.count
-        for before, after in zip((Join(), *joins), (*joins, Join()), strict=True)
-    ]
-    if plan.sources:
-        return [_piece(random, source, length) for source, length in zip(plan.sources, lengths, strict=True)], joins
-    texture, colours = str(random.choice(list(TEXTURES))), palette(random)
-    takes: list[Shown] = []
-    for k, length in enumerate(lengths):
-        if plan.theme == "blank" and k % 2:
-            takes.append(Card(_card(random, size), length))
-        elif plan.theme == "reframed" and takes:
-            takes.append(_elsewhere(random, takes[0], length, fps))
-        else:
-            takes.append(_take(random, plan.theme, size, length, fps, (texture, colours)))
-    return takes, joins
-
-
-def _take(
-    random: np.random.Generator, theme: str, size: Size, count: int, fps: int, look: tuple[str, np.ndarray]
-) -> Take:
-    way = random.choice([-1, 1])
-    return make_take(
-        random,
-        size,
-        count=count,
-        fps=fps,
-        texture=look[0] if theme == "similar" else None,
-        colours=look[1] if theme == "similar" else None,
-        speed=(way * random.uniform(0.5, 1.5), random.uniform(-0.3, 0.3)) if theme == "moving" else None,
-        brightness=random.uniform(0.07, 0.25) if theme == "dark" else 1.0,
-    )
-
-
-def _elsewhere(random: np.random.Generator, first: Shown, count: int, fps: int) -> Take:
-    """The place of another take, seen from elsewhere."""
-    assert isinstance(first, Take)
-    height, width = first.world.shape[:2]
-    path = roam(random, first.size, (width, height), count=count, fps=fps)
-    path[:, 2] *= random.uniform(0.5, 1.3)
-    return dataclasses.replace(first, path=path)
-
-
-def _join(random: np.random.Generator, kind: str, *, label: str) -> Join:
-    if kind == "cut":
-        return Join()
-    low, high = {"dissolve": (5, 31), "fade": (5, 31)}.get(kind, (8, 37) if kind in FADES else (6, 31))
-    return Join(
-        kind="dissolve" if kind == "fade" else kind,
-        label=label if kind == "fade" else "",
-        count=int(random.integers(low, high)),
-        eased=bool(random.random() < 0.3),
-        soft=float(random.choice([0.01, 0.01, 0.1, 0.3])),
-        hold=int(random.integers(0, 6)),
-    )
-
-
-def _solo(random: np.random.Generator, plan: Plan, counts: tuple[int, int]) -> int:
-    """How many frames a take shows alone."""
-    if plan.theme == "short":
-        return int(random.integers(8, 16))
-    if plan.sources:  # clips are short
-        return int(random.integers(18, min(60, 75 - sum(counts)) if sum(counts) < 50 else 20))
-    return int(random.integers(14 if random.random() < 0.3 else 24, 26 if random.random() < 0.2 else 70))
-
-
-def _piece(random: np.random.Generator, source: tuple[str, int], count: int) -> Shown:
-    """``count`` frames from somewhere in the beginning of a real clip, scaled and cut to REAL_SIZE."""
-    path, length = source
-    first = int(random.integers(0, max(1, min(160, length - count))))
-    width, height = REAL_SIZE
-    pictures: list[np.ndarray] = []
-    with Video(path) as video:
-        for frame in itertools.islice(video.frames(), first, first + count):
-            scale = max(width / video.width, height / video.height)
-            picture = frame.picture(max(width, round(video.width * scale)), max(height, round(video.height * scale)))
-            top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
-            pictures.append(picture[top : top + height, left : left + width])
-    return Piece(pictures, count)
-
-
-@dataclasses.dataclass
-class Piece:
-    """Frames of a real clip; a clip that is too short runs back."""
-
-    pictures: list[np.ndarray]
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def frame(self, i: int) -> np.ndarray:
-        turn = len(self.pictures) - 1
-        return self.pictures[i] if i <= turn else self.pictures[max(0, 2 * turn - i)]
-
-
-def _card(random: np.random.Generator, size: Size) -> np.ndarray:
-    picture = np.full((size[1], size[0], 3), random.choice([0, 0, 0, 255]), np.uint8)
-    if random.random() < 0.3:
-        text = " ".join(random.choice(WORDS, 2)).upper()
-        cv2.putText(picture, text, (size[0] // 5, size[1] // 2), cv2.FONT_HERSHEY_DUPLEX, size[1] / 220, (128,) * 3, 2)
-    return picture
-
-
 def _blanks(takes: list[Shown], transitions: list[Transition], num_frames: int) -> list[tuple[int, int]]:
     starts = [0, *(transition.end for transition in transitions)]
     ends = [*(transition.first for transition in transitions), num_frames]
     return [(s, e) for take, s, e in zip(takes, starts, ends, strict=True) if isinstance(take, Card)]
-
-
-def _overlays(random: np.random.Generator, size: Size) -> list[Effect]:
-    """Bars above and below, and a channel's mark in the corner: they stay where they are across cuts."""
-    width, height = size
-    bars, mark = int(height * random.uniform(0.08, 0.14)), str(random.choice(WORDS))[:3].upper()
-    chosen: list[Effect] = []
-
-    def barred(frame: np.ndarray, i: int) -> np.ndarray:
-        frame = frame.copy()
-        frame[:bars] = frame[-bars:] = 0
-        return frame
-
-    def marked(frame: np.ndarray, i: int) -> np.ndarray:
-        frame = frame.copy()
-        at = (width * 4 // 5, height // 5)
-        cv2.putText(frame, mark, at, cv2.FONT_HERSHEY_DUPLEX, height / 300, (235, 235, 235), 1, cv2.LINE_AA)
-        return frame
-
-    if random.random() < 0.2:
-        chosen.append(barred)
-    if random.random() < 0.2:
-        chosen.append(marked)
-    return chosen
