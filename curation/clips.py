@@ -34,8 +34,8 @@ from curation.video import Frame, Video
 if TYPE_CHECKING:
     from curation.decode import Decode
 
-CONTEXT_S = 5.0  # how far shot detection looks back
-_SMALL_S = 4.0  # small pictures are kept so long, for clips that end between two points of the contact sheet's grid
+CONTEXT_S = 10.0  # shot detection looks no farther back
+_SMALL_S = 8.0  # small pictures are kept so long, for clips that end between two points of the contact sheet's grid
 
 
 class Range(NamedTuple):

@@ -1,9 +1,8 @@
-"""Finding shots with PySceneDetect's detectors, fed from our own decoding.
+"""Finding shots: PySceneDetect's detectors propose hard cuts, fed from our own decoding, and we check them.
 
-PySceneDetect proposes cuts; each proposal is then checked on the two frames it lies between. Adaptive detection alone
-has to be set so high that it misses slide changes and dark titles, or so low that flicker, exposure jumps and the noisy
-hue of near-black frames count as cuts. A real cut changes *what is where*: the edges of the two frames do not
-coincide, or their colours have nothing in common, and some part of the picture visibly changes.
+A proposal is checked against the frames around it. A real cut changes *what is where*, for good: after a flash, a
+strobe or a light that is switched on, the old structure comes back, and a caption leaves the rest of the picture as it
+was. Gradual transitions are found by ``curation.transitions`` between the hard cuts.
 """
 
 from __future__ import annotations
@@ -14,20 +13,22 @@ from typing import Any, Literal, NamedTuple
 import cv2
 import numpy as np
 
+from curation import likeness
+from curation.likeness import colour_distance, luma, same_structure, same_tiles
+from curation.transitions import Transitions
+
 DetectorName = Literal["adaptive", "content", "threshold", "none"]
 
-LONG_SIDE_PX = 128  # the size of picture that detectors see
-_ADAPTIVE_RATIO = 2.2  # lower than PySceneDetect's 3.0 and 15: proposals are checked afterwards
-_ADAPTIVE_MIN_CHANGE = 2.3
-# Measured on test footage: edge maps across cuts <= 0.53, within shots >= 0.62; colours across unrelated shots <= 0.23.
-_SAME_EDGES = 0.575  # intersection over union of two edge maps
-_OTHER_EDGES = 0.2  # the same where only a small part of the picture changes while other things move
-_UNRELATED_COLOURS = 0.3  # correlation of colour histograms
-_VISIBLE_LEVELS = 20  # a visibly changed pixel differs by this much of 255
-_VISIBLE_SHARE, _LARGE_SHARE = 0.003, 0.1  # of the picture; a title on black is small
-_MOST, _CONTRAST, _SAME_PICTURE = 0.4, 8.0, 0.95  # an exposure jump: most pixels change, their pattern does not
-_STILL = 10.0  # nothing else moves: the jump is this many times larger than the changes around it
-_LOOK_BACK = 8  # frames kept for checking; detectors report at most 2 frames late
+LONG_SIDE_PX = 128  # the size of picture that is read for shots
+_ADAPTIVE_RATIO = 2.0  # lower than PySceneDetect's 3.0 and 15: proposals are checked afterwards
+_ADAPTIVE_MIN_CHANGE = 1.5
+_AROUND_S = 0.35  # a flash is over, and a strobe has come round, within this time
+_MOST_AROUND = 9  # frames compared on either side
+# Measured on films with known cuts (benchmarks/shots.py): correlation of structure with the frames around.
+_OTHER, _DOUBTFUL = 0.44, 0.6
+_VISIBLE_LEVELS = 12  # a visibly changed pixel differs by this much of 255
+_MOST_OF_IT, _HARDLY_ANY = 0.41, 0.1  # share of the picture that visibly changes
+_STILL, _CALM = 0.15, 2.7  # mean change per frame of a picture at rest, and of one with ordinary motion
 
 
 class Cut(NamedTuple):
@@ -37,12 +38,21 @@ class Cut(NamedTuple):
     start: int  # first frame of the new shot
 
 
+class Seen(NamedTuple):
+    """What is remembered of a frame."""
+
+    frame: int
+    t_s: float
+    picture: np.ndarray  # at likeness.SIZE
+
+
 class ShotDetector:
-    """Feed frames one by one; learn where shots end and begin.
+    """Feed frames one by one; learn where shots end and begin, a second or two later.
 
     Args:
-        detector: ``adaptive`` (content change against its neighbours), ``content`` (fixed threshold), ``threshold``
-            (fades through black) of PySceneDetect, or ``none``: the whole video is one shot.
+        detector: PySceneDetect's ``adaptive`` (content change against its neighbours), ``content`` (fixed threshold) or
+            ``threshold`` (fades through black, cut in the middle), or ``none``: the whole video is one shot. With the
+            first two, gradual transitions are found and left out.
         threshold: the detector's own threshold; None is its default.
     """
 
@@ -61,81 +71,111 @@ class ShotDetector:
             self._detector = ContentDetector(threshold=27.0 if threshold is None else threshold, min_scene_len=1)
         elif detector == "threshold":
             self._detector = ThresholdDetector(threshold=12 if threshold is None else threshold, min_scene_len=1)
-        self._check = detector != "threshold"  # a fade has no two frames between which it happens
-        self._recent: collections.deque[tuple[int, np.ndarray]] = collections.deque(maxlen=_LOOK_BACK)
+        self._check = detector in ("adaptive", "content")
+        self._transitions = Transitions() if self._check else None
+        self._seen: collections.deque[Seen] = collections.deque()
+        self._proposed: list[int] = []
+        self._checked = 0  # proposals before this frame have been checked
         self._timecode = FrameTimecode
-        self._last = 0
+        self._last = -1
 
     @property
     def settled(self) -> int:
         """No cut will be reported any more that ends before this frame."""
-        return max(0, self._last - _LOOK_BACK)
+        if self._transitions is not None:
+            return self._transitions.settled
+        return self._last + 1 if self._detector is None else max(0, self._last - _MOST_AROUND)
 
     def push(self, index: int, t_s: float, picture: np.ndarray) -> list[Cut]:
-        """Take the frame H W 3 (BGR, uint8) shown at ``t_s``; return cuts found, which may lie a few frames back."""
+        """Take the frame H W 3 (BGR, uint8) shown at ``t_s``; return cuts found, in order, which lie further back."""
         self._last = index
         if self._detector is None:
             return []
-        self._recent.append((index, picture))
+        small = likeness.shrink(picture)
+        self._seen.append(Seen(index, t_s, small))
         # The rate is immaterial: it only turns the index into a time code and back.
-        return self._confirm(self._detector.process_frame(self._timecode(index, fps=25.0), picture))
+        proposals = self._detector.process_frame(self._timecode(index, fps=25.0), small)
+        return self._take(proposals, t_s)
 
     def finish(self) -> list[Cut]:
         """Cuts that only show at the end of the video."""
-        if self._detector is None:
+        if self._detector is None or self._last < 0:
             return []
-        return self._confirm(self._detector.post_process(self._timecode(self._last, fps=25.0)))
+        proposals = self._detector.post_process(self._timecode(self._last, fps=25.0))
+        return self._take(proposals, float("inf"))
 
-    def _confirm(self, proposals: list[Any]) -> list[Cut]:
-        recent = dict(self._recent)
-        indices = [int(proposal.frame_num) for proposal in proposals]
-        return [Cut(i, i) for i in indices if i > 0 and (not self._check or self._is_cut(i, recent))]
+    def _take(self, proposals: list[Any], now_s: float) -> list[Cut]:
+        self._proposed += [int(proposal.frame_num) for proposal in proposals if proposal.frame_num > 0]
+        if self._transitions is None:
+            cuts, self._proposed = [Cut(i, i) for i in sorted(self._proposed)], []
+            self._forget()
+            return cuts
+        self._check_proposals(now_s)
+        cuts = [Cut(*span) for span in self._transitions.found(final=now_s == float("inf"))]
+        self._forget()
+        return cuts
 
-    def _is_cut(self, i: int, recent: dict[int, np.ndarray]) -> bool:
-        if i not in recent or i - 1 not in recent:
-            return True  # too long ago to check; no detector in use reports that late
-        around = [(recent[j - 1], recent[j]) for j in (i - 1, i + 1) if j in recent and j - 1 in recent]
-        return is_cut(recent[i - 1], recent[i], around=around)
+    def _check_proposals(self, now_s: float) -> None:
+        """Hand frames on to the search for transitions once it is known whether a shot begins with them."""
+        assert self._transitions is not None
+        seen = {entry.frame: entry for entry in self._seen}
+        while self._checked <= self._last:
+            i = self._checked
+            if i in self._proposed or now_s == float("inf") or self._is_past(seen[i], now_s):
+                if i in self._proposed and not self._is_past(seen[i], now_s):
+                    return
+                cut = i in self._proposed and i - 1 in seen and self._is_cut(i, seen)
+                self._proposed = [p for p in self._proposed if p > i]
+                self._transitions.push(seen[i].frame, seen[i].t_s, seen[i].picture, new_shot=cut)
+                self._checked += 1
+            else:
+                return
+
+    def _is_past(self, entry: Seen, now_s: float) -> bool:
+        """Whether enough frames after this one are known, and no proposal for it can come any more."""
+        return self._last - entry.frame >= _MOST_AROUND or (
+            now_s - entry.t_s > _AROUND_S and self._last > entry.frame + 3
+        )
+
+    def _forget(self) -> None:
+        while self._seen and self._seen[0].frame < self._checked - _MOST_AROUND - 2:
+            self._seen.popleft()
+
+    def _is_cut(self, i: int, seen: dict[int, Seen]) -> bool:
+        before, after = seen[i - 1], seen[i]
+        earlier = [seen[j].picture for j in range(i - _MOST_AROUND, i - 1) if j in seen]
+        later = [
+            seen[j].picture
+            for j in range(i + 1, i + _MOST_AROUND)
+            if j in seen and seen[j].t_s <= after.t_s + _AROUND_S
+        ]
+        return is_cut(before.picture, after.picture, earlier=earlier, later=later)
 
 
-def is_cut(before: np.ndarray, after: np.ndarray, *, around: list[tuple[np.ndarray, np.ndarray]]) -> bool:
-    """Whether two neighbouring frames H W 3 (BGR) belong to different shots.
+def is_cut(before: np.ndarray, after: np.ndarray, *, earlier: list[np.ndarray], later: list[np.ndarray]) -> bool:
+    """Whether two neighbouring frames, H W 3 (BGR) at ``likeness.SIZE``, belong to different shots.
 
-    ``around`` holds the pairs of frames just before and just after, which tell how much moves within the shots.
+    Args:
+        earlier: frames before ``before``, the nearest last.
+        later: frames after ``after``, the nearest first.
     """
-    grey = _grey(before), _grey(after)
-    change = cv2.absdiff(*grey)
-    visible = float(np.mean(change > _VISIBLE_LEVELS))
-    if (
-        visible > _MOST
-        and min(float(picture.std()) for picture in grey) > _CONTRAST
-        and _correlation(*grey) > _SAME_PICTURE
-    ):
-        return False  # brighter or darker, but the same
-    if cv2.compareHist(_histogram(before), _histogram(after), cv2.HISTCMP_CORREL) < _UNRELATED_COLOURS:
-        return True
-    if visible < _VISIBLE_SHARE:
-        return False
-    unrest = max((float(cv2.absdiff(_grey(a), _grey(b)).mean()) for a, b in around), default=0.0)
-    telling = visible >= _LARGE_SHARE or float(change.mean()) > _STILL * unrest
-    edges = [_edges(picture) for picture in grey]
-    union = int(np.count_nonzero(edges[0] | edges[1]))
-    same = int(np.count_nonzero(edges[0] & edges[1])) / max(1, union)
-    return same < (_SAME_EDGES if telling else _OTHER_EDGES)
-
-
-def _grey(picture: np.ndarray) -> np.ndarray:
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    return float(cv2.matchTemplate(a, b, cv2.TM_CCOEFF_NORMED)[0, 0])
-
-
-def _histogram(picture: np.ndarray) -> np.ndarray:
-    return cv2.calcHist([picture], [0, 1, 2], None, [8, 8, 8], [0, 256] * 3)
-
-
-def _edges(grey: np.ndarray) -> np.ndarray:
-    # Dilated, so that edges that moved by a pixel still coincide.
-    return cv2.dilate(cv2.Canny(grey, 30, 90), np.ones((3, 3), np.uint8)) > 0
+    likest = same_structure(before, after)
+    for pair in (*((before, frame) for frame in later), *((frame, after) for frame in reversed(earlier))):
+        if likest > _DOUBTFUL:
+            break
+        likest = max(likest, same_structure(*pair))
+    visible = float(np.mean(np.abs(luma(before) - luma(after)) > _VISIBLE_LEVELS))
+    change = float(cv2.absdiff(before, after).mean())
+    if likest > _DOUBTFUL:  # the same things in other colours, as of plain cards
+        return visible < _HARDLY_ANY and change > 20
+    neighbours = [(earlier[-1], before)] if earlier else []
+    neighbours += [(after, later[0])] if later else []
+    unrest = max((float(cv2.absdiff(a, b).mean()) for a, b in neighbours), default=0.0)
+    if likest > _OTHER:
+        return visible > _MOST_OF_IT and unrest < _CALM
+    if same_tiles(before, after) > 0.5:  # a caption before a running shot; a slide has nothing that moves
+        return unrest < _STILL
+    contrast = min(float(luma(before).std()), float(luma(after).std()))
+    if change < 0.9 * contrast and contrast < 40:
+        return likest < 0.26 and colour_distance(before, after) > 0.19
+    return True
