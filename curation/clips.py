@@ -22,20 +22,21 @@ import pyarrow as pa
 from curation.fingerprint import clip_id
 from curation.frames import PACKED
 from curation.isolate import alive
+from curation.likeness import SIZE
 from curation.plan import Step
 from curation.rules import judge
 from curation.sheets import SheetFile
-from curation.shots import LONG_SIDE_PX, Cut, ShotDetector
+from curation.shots import Cut, ShotDetector
 from curation.spool import Spool
 from curation.stage import Filter, run_stage
 from curation.table import CLIPS
-from curation.video import Frame, Video
+from curation.video import Frame, Video, upright
 
 if TYPE_CHECKING:
     from curation.decode import Decode
 
 CONTEXT_S = 10.0  # shot detection looks no farther back
-_SMALL_S = 8.0  # small pictures are kept so long, for clips that end between two points of the contact sheet's grid
+_SKETCHES_S = 8.0  # sketches are kept so long, for clips that end between two points of the contact sheet's grid
 
 
 class Range(NamedTuple):
@@ -92,7 +93,7 @@ class ClipMaker:
         requests = {step.stage.frames for step in dense if isinstance(step.stage, Filter)}
         self._kept = {request: Spool(request.fps or 1.0) for request in sorted(requests, key=lambda r: r.column)}
         self._sheet_kept = Spool(self.settings.sheet_fps)
-        self._small: collections.deque[tuple[float, np.ndarray]] = collections.deque()
+        self._sketches: collections.deque[tuple[float, np.ndarray]] = collections.deque()
 
     def close(self) -> None:
         """Remove the temporary files."""
@@ -121,11 +122,11 @@ class ClipMaker:
         if self._sheet_kept.wants(frame.t_s):
             picture = frame.picture(*self.video.size(self.settings.sheet_long_side_px))
             self._sheet_kept.add(frame.index, frame.t_s, self._jpeg(picture))
-        small = frame.picture(*self.video.size(LONG_SIDE_PX))
-        self._small.append((frame.t_s, small))
-        while self._small[0][0] < frame.t_s - _SMALL_S:
-            self._small.popleft()
-        for cut in self._detector.push(frame.index, frame.t_s, small):
+        sketch = frame.sketch(*SIZE)
+        self._sketches.append((frame.t_s, sketch))
+        while self._sketches[0][0] < frame.t_s - _SKETCHES_S:
+            self._sketches.popleft()
+        for cut in self._detector.push(frame.index, frame.t_s, sketch):
             self._end_shot(cut)
         self._divide_on_grid(self._time(max(self._start, self._detector.settled)))
 
@@ -223,9 +224,10 @@ class ClipMaker:
         entries = self._sheet_kept.between(start, end)
         for entry in entries:
             yield entry.t_s, self._sheet_kept.read(entry)
-        if not entries:  # shorter than the grid: one small picture
-            for t_s, picture in self._small:
+        if not entries:  # shorter than the grid: what there is
+            for t_s, sketch in self._sketches:
                 if start_s <= t_s < end_s:
+                    picture = cv2.resize(upright(sketch, self.video.rotation), self.video.size(2 * SIZE[0]))
                     yield t_s, self._jpeg(picture).tobytes()
                     return
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ class Spool:
         """Whether this is the first frame at or after the next point of the grid."""
         if t_s < self._next_s - 1e-6:
             return False
-        self._next_s = (np.floor(t_s * self.fps + 1e-6) + 1) / self.fps
+        self._next_s = (math.floor(t_s * self.fps + 1e-6) + 1) / self.fps
         return True
 
     def add(self, index: int, t_s: float, pixels: np.ndarray) -> None:

@@ -15,19 +15,22 @@ from types import TracebackType
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import ColorRange, VideoReformatter
 
 from curation.errors import VideoError, one_line
 from curation.frames import scaled_size
 
 _SEEKABLE = {"mov", "matroska"}  # containers whose timestamps are the same after a seek
 _FALLBACK_FPS = 25.0
+_PLANAR = {"yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuvj422p", "yuvj444p", "nv12"}  # luma of 8 bits by itself
+_FULL_RANGE = np.clip((np.arange(256) - 16) * 255 / 219 + 0.5, 0, 255).astype(np.uint8)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Frame:
     """One decoded frame. ``picture`` gives its pixels, upright."""
 
@@ -35,7 +38,7 @@ class Frame:
     t_s: float
     raw: VideoFrame
     rotation: int  # degrees, counter-clockwise, that bring the stored picture upright: 0, 90, 180 or 270
-    _scalers: dict[tuple[int, int, str], VideoReformatter]
+    _scalers: dict[Any, VideoReformatter]
 
     def picture(self, width: int, height: int) -> np.ndarray:
         """The upright picture, H W 3 BGR uint8, scaled to the displayed size given."""
@@ -43,18 +46,55 @@ class Frame:
 
     def grey(self, width: int, height: int) -> np.ndarray:
         """The upright picture's luma, H W uint8 (0 black, 255 white), scaled to the displayed size given."""
-        return self._upright(width, height, "gray")
+        if self.raw.format.name not in _PLANAR:
+            return self._upright(width, height, "gray")
+        if self.rotation in (90, 270):
+            width, height = height, width
+        luma = plane(self.raw, 0)
+        every = max(1, luma.shape[0] // (2 * height))  # two rows for each one of the result are enough
+        scaled = self._scaler("grey", width, height).reformat(
+            VideoFrame.from_numpy_buffer(luma[every // 2 :: every], format="gray"),
+            width=width,
+            height=height,
+            interpolation="AREA",
+            threads=1,
+        )
+        full = self.raw.color_range == ColorRange.JPEG or self.raw.format.name.startswith("yuvj")
+        stored = scaled.to_ndarray()
+        return upright(stored if full else cv2.LUT(stored, _FULL_RANGE), self.rotation)
+
+    def sketch(self, width: int, height: int) -> np.ndarray:
+        """The stored (not upright) picture, H W 3 BGR uint8, made from a few of its pixels: coarse, but cheap."""
+        scaled = self._scaler("sketch").reformat(
+            self.raw,
+            width=2 * width,
+            height=2 * height,
+            format="yuv420p",
+            interpolation="FAST_BILINEAR",
+            dst_color_range="JPEG",
+            threads=1,
+        )
+        luma, blue, red = (plane(scaled, i) for i in range(3))
+        luma = cv2.resize(luma, (width, height), interpolation=cv2.INTER_AREA)
+        return np.asarray(cv2.cvtColor(cv2.merge((luma, red, blue)), cv2.COLOR_YCrCb2BGR))
 
     def _upright(self, width: int, height: int, pixel_format: str) -> np.ndarray:
         if self.rotation in (90, 270):
             width, height = height, width
-        stored = self.convert(width, height, pixel_format).to_ndarray()
-        return np.ascontiguousarray(np.rot90(stored, self.rotation // 90)) if self.rotation else stored
+        return upright(self.convert(width, height, pixel_format).to_ndarray(), self.rotation)
 
     def convert(self, width: int, height: int, pixel_format: str) -> VideoFrame:
         """The stored (not yet rotated) frame, scaled and converted."""
-        scaler = self._scalers.setdefault((width, height, pixel_format), VideoReformatter())
-        return scaler.reformat(self.raw, width=width, height=height, format=pixel_format, interpolation="AREA")
+        scaler = self._scaler(width, height, pixel_format)
+        return scaler.reformat(
+            self.raw, width=width, height=height, format=pixel_format, interpolation="AREA", threads=1
+        )
+
+    def _scaler(self, *key: Any) -> VideoReformatter:
+        """A scaler keeps what it has prepared for one kind of picture, so each kind has its own."""
+        if key not in self._scalers:
+            self._scalers[key] = VideoReformatter()
+        return self._scalers[key]
 
 
 class Video:
@@ -76,7 +116,7 @@ class Video:
         self.end_s = 0.0  # end of the last frame shown so far
         self.width = self.height = self.rotation = 0
         self._threads = threads
-        self._scalers: dict[tuple[int, int, str], VideoReformatter] = {}
+        self._scalers: dict[Any, VideoReformatter] = {}
         self._origin: Fraction | None = None
         self._open()
         self.codec = str(self._stream.codec_context.codec.canonical_name)
@@ -222,6 +262,17 @@ class Video:
     def _nominal_fps(self) -> float:
         rate = self._stream.average_rate or self._stream.guessed_rate
         return float(rate) if rate and 0 < rate <= 1000 else _FALLBACK_FPS
+
+
+def upright(stored: np.ndarray, rotation: int) -> np.ndarray:
+    """A stored picture turned by ``rotation`` degrees, counter-clockwise."""
+    return np.ascontiguousarray(np.rot90(stored, rotation // 90)) if rotation else stored
+
+
+def plane(frame: VideoFrame, i: int) -> np.ndarray:
+    """One plane of a frame of 8 bits, H W, without copying it."""
+    place = frame.planes[i]
+    return np.frombuffer(memoryview(place), np.uint8).reshape(-1, place.line_size)[: place.height, : place.width]
 
 
 def _reason(error: BaseException) -> str:

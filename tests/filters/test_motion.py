@@ -9,7 +9,7 @@ import pytest
 from curation.painting import paint
 from filters.motion import Motion
 
-HEIGHT, WIDTH = 108, 192
+HEIGHT, WIDTH = 54, 96
 
 
 def panned(px_per_frame: float, fps: float, seconds: float = 2.0, height: int = 360) -> tuple[np.ndarray, np.ndarray]:
