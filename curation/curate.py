@@ -19,6 +19,7 @@ from curation.errors import CutroomError, StageError, one_line
 from curation.frames import SHEET
 from curation.isolate import Isolated
 from curation.plan import Plan, Step
+from curation.ranges import RangeStore
 from curation.rules import judge
 from curation.sheets import take_sheets
 from curation.stage import Needs, run_stage
@@ -52,6 +53,7 @@ class Curate:
 
     def setup(self) -> None:
         self._store = Store(self.output)
+        self._ranges = RangeStore(self._store.root, self.plan)
         settings = self.plan.decode.stage
         assert isinstance(settings, Decode)
         self._decoder = Decoder(self.plan.decode, self.plan.dense, self.plan.score_rejected)
@@ -82,6 +84,12 @@ class Curate:
         """End the decoder's process."""
         if self._child:
             self._child.close()
+
+    def undecoded(self, part: Part) -> list[dict[str, Any]]:
+        """The rows of the videos that calling this for ``part`` will decode."""
+        self._store = Store(self.output)
+        loaded = self._load(Part(part.id, part.videos))
+        return [row for row in loaded.videos.to_pylist() if not self._is_decoded(row, _of_video(loaded.clips, row))]
 
     def _load(self, part: Part) -> Part:
         """Bring in what was committed for this part earlier. ``part.videos`` names the videos it shall hold now."""
@@ -125,7 +133,7 @@ class Curate:
         """Decode the videos that were not, or whose clips lack a score that only decoding can give."""
         done = []
         for row in part.videos.to_pylist():
-            clips = part.clips.filter(pc.equal(part.clips["video_id"], row["video_id"]))
+            clips = _of_video(part.clips, row)
             if not self._is_decoded(row, clips):
                 row, clips = self._decode_again(part, row, clips)
             done.append((row, clips))
@@ -173,6 +181,8 @@ class Curate:
         return decoded.video, carry_over(decoded.clips, clips, self.plan)
 
     def _decode(self, path: str, row: dict[str, Any]) -> Decoded:
+        if (film := self._ranges.take(row, self.plan.decode.mark)) is not None:
+            return film
         sheets = str(self._store.scratch(f"{row['video_id']}.arrow"))
         piece = (self._child.call if self._child else self._decoder)(path, row, Range(), sheets)
         return join(row, self.plan.decode.mark, [piece], [take_sheets(sheets)])
@@ -196,6 +206,10 @@ class Curate:
         part.clips = part.clips.replace_schema_metadata(None)
         self._store.commit(part, sheets="sheets_changed" in part.metrics)
         return Part(part.id, part.videos, conform(part.clips, CLIPS), metrics=part.metrics)
+
+
+def _of_video(clips: pa.Table, row: dict[str, Any]) -> pa.Table:
+    return clips.filter(pc.equal(clips["video_id"], row["video_id"]))
 
 
 def carry_over(new: pa.Table, old: pa.Table, plan: Plan) -> pa.Table:

@@ -6,8 +6,10 @@ import contextlib
 import dataclasses
 import os
 import tempfile
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, NamedTuple
 
+import cv2
 import pyarrow as pa
 from annotated_types import Ge, Gt, Le
 
@@ -35,7 +37,7 @@ class Decode(Stage):
     sheet_fps: Annotated[float, Gt(0)] = 2.0
     sheet_long_side_px: Annotated[int, Ge(16), Le(4096)] = 640
     sheet_quality: Annotated[int, Ge(1), Le(100)] = 90  # JPEG quality
-    threads: Annotated[int, Ge(1)] = operational(2)  # decoder threads per worker
+    threads: Annotated[int, Ge(1)] = operational(1)  # per worker; more workers use the CPUs better than more threads
     stall_s: Annotated[float, Gt(0)] = operational(60.0)  # a decoder that shows no progress for so long is stopped
     isolate: bool = operational(True)  # decode in a child process; false only for debugging
 
@@ -89,6 +91,8 @@ class Decoder:
         """
         assert isinstance(self.first.stage, Decode)
         with Video(path, threads=self.first.stage.threads) as video, SheetFile(sheets) as sheet:
+            if span.start_s > 0 and not video.seekable:
+                raise VideoError("cannot be decoded from the middle on")
             work = ClipMaker(
                 video,
                 row,
@@ -98,7 +102,7 @@ class Decoder:
                 sheet=sheet,
                 span=span,
             )
-            with contextlib.closing(work):
+            with contextlib.closing(work), _one_thread():
                 work.run()
             facts = {name: getattr(video, name) for name in ("width", "height", "codec", "has_audio")}
             facts["declared_s"] = video.declared_duration_s()
@@ -110,6 +114,17 @@ class Decoder:
     @property
     def clip_schema(self) -> pa.Schema:
         return extend(CLIPS, *(step.stage.writes for step in self.dense))
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep OpenCV to one thread: engines run one worker per CPU, and optical flow depends on how it is shared out."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 def decode_video(path: str, row: dict[str, Any], first: Step, dense: list[Step], score_rejected: bool) -> Decoded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -10,11 +11,14 @@ from typing import ClassVar, Protocol
 
 import pyarrow as pa
 
-from curation.errors import one_line
+from curation.errors import VideoError, one_line
+from curation.isolate import Isolated
 from curation.stage import Needs
 from curation.table import VIDEOS, Part
+from curation.video import Video
 
 _CHUNK_BYTES = 1 << 20
+_LONG_BYTES = 4 << 20  # no smaller file is asked how long it is: ten minutes in it would be 56 kbit/s
 
 
 class Digest(Protocol):
@@ -46,15 +50,30 @@ def clip_id(video_id: str, start_s: float, end_s: float) -> str:
     return f"{video_id}-{round(start_s * 1e6):011d}-{round(end_s * 1e6):011d}"
 
 
+class Lengths:
+    """Work for a child process: how many seconds a file says its video lasts.
+
+    None where it does not say, or where it cannot be decoded from the middle on.
+    """
+
+    def setup(self) -> None:
+        """Nothing to load."""
+
+    def __call__(self, path: str) -> float | None:
+        with Video(path) as video:
+            return video.declared_duration_s() if video.seekable else None
+
+
 @dataclasses.dataclass
 class Fingerprint:
     """The step that gives every video of a part its ``video_id``, or the reason why it cannot be read."""
 
     base: str  # relative video names are relative to this folder
+    stall_s: float = 60.0
     needs: ClassVar[Needs] = Needs()
 
     def setup(self) -> None:
-        """Nothing to load."""
+        self._child: Isolated | None = None  # most files are short, and need none
 
     def __call__(self, part: Part) -> Part:
         rows = part.videos.to_pylist()
@@ -68,6 +87,7 @@ class Fingerprint:
                 if found.st_size == 0:
                     raise ValueError("the file is empty")
                 row["video_id"] = fingerprint(path)
+                row["duration_s"] = self._declared_length(path) if found.st_size >= _LONG_BYTES else None
             except (OSError, ValueError) as error:
                 odd = "\\udc" in row["video"]  # as `find_videos` spells it
                 reason = "the file name is not UTF-8; rename it" if odd else f"cannot be read: {one_line(error)}"
@@ -75,5 +95,16 @@ class Fingerprint:
         part.videos = pa.Table.from_pylist(rows, schema=VIDEOS)
         return part
 
+    def _declared_length(self, path: str) -> float | None:
+        if self._child is None:
+            self._child = Isolated(Lengths(), stall_s=self.stall_s)
+            self._child.start()
+        with contextlib.suppress(VideoError):  # it will be said when it is decoded
+            length_s: float | None = self._child.call(path)
+            return length_s
+        return None
+
     def close(self) -> None:
-        """Nothing to release."""
+        """End the child process."""
+        if self._child is not None:
+            self._child.close()

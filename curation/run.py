@@ -15,12 +15,14 @@ import pyarrow as pa
 
 from curation.config import load_plan
 from curation.curate import Curate
+from curation.decode import Decode
 from curation.engine import Engine, EngineName, chunk, make_engine
 from curation.fingerprint import Fingerprint
 from curation.inputs import Inputs, find_videos
 from curation.output import check_output, locked, write_run_file
 from curation.plan import Plan, ShardSettings
 from curation.progress import Progress
+from curation.ranges import DecodeRange, RangeStore, range_parts
 from curation.summary import Summary, summarise
 from curation.table import FRAMES, NOT_DECODED, VIDEOS, Part, Store
 from shards.write import ShardSet
@@ -95,6 +97,7 @@ def curate(
     present = fingerprinted(engine, base, videos, known, progress)
     parts, others = make_parts(store, base, present)
     steps = chain(plan, str(store.root), base, retry_failed)
+    ranges = decode_long_films(store, plan, engine, base, parts, steps[0], progress)
     metrics: collections.Counter[str] = collections.Counter()
     status: dict[str, dict[str, Any]] = {}
     progress.begin("curating", total=sum(part.videos.num_rows for part in parts))
@@ -102,6 +105,7 @@ def curate(
         metrics.update(part.metrics)
         status.update(zip(part.videos["video_id"].to_pylist(), part.videos.to_pylist(), strict=True))
         progress.advance(part)
+    ranges.end()
     for row in others:
         if row["video_id"] in status:
             original = status[row["video_id"]]
@@ -115,6 +119,27 @@ def curate(
     store.write("clips", NOT_DECODED, plan.clip_schema.empty_table())
     store.write("videos", NOT_DECODED, pa.Table.from_pylist(others, schema=VIDEOS))
     return metrics
+
+
+def decode_long_films(
+    store: Store, plan: Plan, engine: Engine, base: str, parts: list[Part], link: Curate, progress: Progress
+) -> RangeStore:
+    """Decode long films in ranges, which ``Curate`` then finds and puts together."""
+    settings = plan.decode.stage
+    assert isinstance(settings, Decode)
+    ranges = RangeStore(store.root, plan)
+    ranges.begin()
+    films = [
+        row
+        for part in parts
+        if settings.isolate and range_parts(part.videos.to_pylist(), settings.range_s)
+        for row in link.undecoded(part)
+    ]
+    todo = range_parts(films, settings.range_s)
+    progress.begin("long films", total=len(todo))
+    for part in engine(todo, [DecodeRange(plan, str(store.root), base)]):
+        progress.advance(part)
+    return ranges
 
 
 def fingerprinted(

@@ -38,9 +38,14 @@ class SheetFile:
         self._writer.close()
 
 
-def take_sheets(path: str | os.PathLike[str]) -> pa.Table:
-    """The frames of a finished file, mapped and not read; the file itself goes when nobody uses them any more."""
+def open_sheets(path: str | os.PathLike[str]) -> pa.Table:
+    """The frames of a finished file, mapped and not read."""
     with pa.memory_map(os.fspath(path)) as file:
-        table = pa.ipc.open_file(file).read_all()
+        return pa.ipc.open_file(file).read_all()
+
+
+def take_sheets(path: str | os.PathLike[str]) -> pa.Table:
+    """The frames of a finished file, mapped; the file itself goes when nobody uses them any more."""
+    table = open_sheets(path)
     os.unlink(path)
     return table

@@ -149,6 +149,11 @@ class Video:
         """Displayed (width, height) scaled so that the longer side is ``long_side_px``."""
         return scaled_size(self.width, self.height, long_side_px)
 
+    @property
+    def seekable(self) -> bool:
+        """Whether frames have the same times after a seek, as far as the container's kind tells."""
+        return bool(_SEEKABLE & set(self._container.format.name.split(",")))
+
     def declared_duration_s(self) -> float | None:
         """How long the file says its video is, or None. A claim: compare, never trust."""
         stream, container = self._stream, self._container
@@ -185,7 +190,7 @@ class Video:
             raise VideoError("no frame could be decoded" + (f" ({self.losses[0]})" if self.losses else ""))
 
     def _seek(self, start_s: float) -> bool:
-        if not _SEEKABLE & set(self._container.format.name.split(",")):
+        if not self.seekable:
             return False
         if self._origin is None:
             next(self._decode(), None)

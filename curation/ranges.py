@@ -1,0 +1,161 @@
+"""Long films are decoded in ranges of presentation time, by as many workers as there are.
+
+A finished range is a file of its own below ``ranges/``, so a killed run goes on within the film. Put together, the
+ranges give what one pass gives: ``curation.clips`` decides everything from what lies near. That holds for sound files
+whose timestamps survive a seek; a film with any damage is decoded in one pass instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curation.clips import Range
+from curation.decode import Decode, Decoded, Decoder, Piece, join
+from curation.errors import VideoError
+from curation.isolate import Isolated
+from curation.plan import Plan
+from curation.sheets import open_sheets
+from curation.stage import Needs
+from curation.table import VIDEOS, Part, Store
+
+_MOST = 10_000  # ranges of one film; the length is only a claim of the file
+_FOLDER = "ranges"
+_FACTS = b"cutroom.piece"
+
+
+class RangeStore:
+    """The finished ranges of one plan in one output directory."""
+
+    def __init__(self, root: Path, plan: Plan) -> None:
+        decides = [
+            [step.mark, {name: dataclasses.asdict(rule) for name, rule in step.rules.items()}]
+            for step in (plan.decode, *plan.dense)
+        ]
+        key = hashlib.blake2b(json.dumps([decides, plan.score_rejected]).encode(), digest_size=8).hexdigest()
+        self.root, self.folder = root / _FOLDER, root / _FOLDER / key
+
+    def begin(self) -> None:
+        """Make the folder; what other plans left behind goes."""
+        for other in self.root.glob("*"):
+            if other != self.folder:
+                shutil.rmtree(other, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob("*.tmp"):
+            leftover.unlink()
+
+    def end(self) -> None:
+        """All videos are committed: the ranges have done their work."""
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def path(self, name: str) -> Path:
+        return self.folder / f"{name}.parquet"
+
+    def sheets(self, name: str) -> Path:
+        return self.folder / f"{name}.arrow"
+
+    def write(self, name: str, piece: Piece | None) -> None:
+        """Record a range, or with None that its film must be decoded in one pass."""
+        facts = None if piece is None else {k: v for k, v in piece._asdict().items() if k != "clips"}
+        clips = pa.table({}) if piece is None else piece.clips
+        table = clips.replace_schema_metadata({_FACTS: json.dumps(facts).encode()})
+        aside = self.folder / f"{name}.{os.getpid()}.tmp"
+        pq.write_table(table, aside)
+        os.replace(aside, self.path(name))
+
+    def take(self, row: dict[str, Any], mark: str) -> Decoded | None:
+        """A film put together from its ranges; None where they are not all there, or one met damage."""
+        names = sorted(path.stem for path in self.folder.glob(f"{row['video_id']}-*.parquet"))
+        pieces = [self._read(name) for name in names]
+        whole = [piece for piece in pieces if piece is not None]
+        if not names or len(whole) < len(pieces) or len(names) != _count(names[0]):
+            return None
+        return join(row, mark, whole, [open_sheets(self.sheets(name)) for name in names])
+
+    def _read(self, name: str) -> Piece | None:
+        table = pq.read_table(self.path(name))
+        facts = json.loads(table.schema.metadata[_FACTS])
+        return None if facts is None else Piece(clips=table.replace_schema_metadata(None), **facts)
+
+
+def range_parts(rows: Iterable[dict[str, Any]], range_s: float) -> list[Part]:
+    """One part for each range of each film that is long enough to be divided."""
+    parts = []
+    for row in rows:
+        count = min(_MOST, math.floor((row["duration_s"] or 0.0) / range_s + 0.5))
+        if count >= 2:
+            table = pa.Table.from_pylist([row], schema=VIDEOS)
+            parts += [Part(f"{row['video_id']}-{i:05d}-{count:05d}", videos=table) for i in range(count)]
+    return parts
+
+
+def _span(name: str, range_s: float) -> Range:
+    """The range with this name; the last one has no end, because the film may be longer than it says."""
+    _, index, count = name.split("-")
+    return Range(int(index) * range_s, (int(index) + 1) * range_s if int(index) + 1 < int(count) else math.inf)
+
+
+def _count(name: str) -> int:
+    return int(name.rpartition("-")[2])
+
+
+@dataclasses.dataclass
+class DecodeRange:
+    """The step that decodes one range and leaves the result in the output directory.
+
+    Args:
+        plan: the whole pipeline.
+        output: the output directory.
+        base: relative video names are relative to this folder.
+    """
+
+    plan: Plan
+    output: str
+    base: str
+    needs: ClassVar[Needs] = Needs()
+
+    def setup(self) -> None:
+        settings = self.plan.decode.stage
+        assert isinstance(settings, Decode)
+        self._range_s = settings.range_s
+        self._store = RangeStore(Store(self.output).root, self.plan)
+        self._child = Isolated(
+            Decoder(self.plan.decode, self.plan.dense, self.plan.score_rejected), stall_s=settings.stall_s
+        )
+        self._child.start()
+
+    def __call__(self, part: Part) -> Part:
+        [row] = part.videos.to_pylist()
+        if not self._store.path(part.id).exists() and not self._is_spoilt(row):
+            self._store.write(part.id, self._decode(part.id, row))
+        span = _span(part.id, self._range_s)
+        row["duration_s"] = min(span.end_s, row["duration_s"]) - span.start_s  # what counts as progress
+        return Part(part.id, videos=pa.Table.from_pylist([row], schema=VIDEOS))
+
+    def _is_spoilt(self, row: dict[str, Any]) -> bool:
+        """Whether it is known already that the film must be decoded in one pass."""
+        return self._store.path(f"{row['video_id']}-damaged").exists()
+
+    def _decode(self, name: str, row: dict[str, Any]) -> Piece | None:
+        path, sheets = os.path.join(self.base, row["video"]), self._store.sheets(name)
+        with contextlib.suppress(VideoError, OSError):
+            piece: Piece = self._child.call(path, row, _span(name, self._range_s), str(sheets))
+            if not piece.losses:
+                return piece
+        self._store.write(f"{row['video_id']}-damaged", None)
+        return None
+
+    def close(self) -> None:
+        """End the decoder's process."""
+        self._child.close()
