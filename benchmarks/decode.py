@@ -1,31 +1,58 @@
-"""What the decode pass costs against decoding alone: CPU seconds, in turn, as a ratio pair by pair.
+"""What the decode pass costs against decoding alone: CPU seconds of whole processes, in turn, as ratios pair by pair.
 
-    python -m benchmarks.decode [--json] [--pairs N] [VIDEO ...]
+    python -m benchmarks.decode [--json] [--pairs N] [--threads N] [--seconds N] [VIDEO ...]
 
-Without videos it makes a film of its own. The ratio is what to compare; seconds depend on the machine and its load.
+The floor is ``ffmpeg -v error -i VIDEO -f null -`` with the same number of threads, where an ``ffmpeg`` is installed, and
+PyAV reading every frame otherwise. Each video is repeated, packet by packet, until it is long enough to hide what
+starting a process costs. Without videos it makes films of its own. ``exact`` decodes every frame in full; ``default``
+is what a run does. Beside the cost stand what the shortcuts change: cuts, and the largest difference of any score.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import os
+import resource
+import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 from rich.console import Console
 from rich.table import Table
 
 from curation.config import load_plan
-from curation.decode import Decode, decode_video
+from curation.decode import Decode, Decoded, decode_video
 from curation.footage import Film, Shot, write_film
+from curation.plan import Plan
+
+MODES = ("exact", "default")
+_CODECS = {"hevc": "libx265", "vp9": "libvpx-vp9", "av1": "libsvtav1"}
+
+
+def plan_of(mode: str, threads: int) -> Plan:
+    """The pipeline weight_free, with shortcuts or without."""
+    plan = load_plan("weight_free")
+    stage = plan.decode.stage
+    assert isinstance(stage, Decode)
+    stage = dataclasses.replace(stage, threads=threads, exact=mode == "exact")
+    return dataclasses.replace(plan, steps=(dataclasses.replace(plan.decode, stage=stage), *plan.steps[1:]))
+
+
+def analyse(path: str, mode: str, threads: int) -> Decoded:
+    """The decode pass over one video: shots, contact sheets, motion and quality of every clip."""
+    plan = plan_of(mode, threads)
+    return decode_video(path, {"video": path, "video_id": "0" * 24}, plan.decode, plan.dense, True)
 
 
 def bare(path: str, threads: int) -> None:
-    """Decode every frame and drop it."""
+    """Decode every frame with PyAV and drop it."""
     with av.open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
@@ -34,58 +61,145 @@ def bare(path: str, threads: int) -> None:
             pass
 
 
-def cpu_seconds(work: Callable[[], object]) -> float:
-    started = time.process_time()
-    work()
-    return time.process_time() - started
+def cpu_seconds(command: list[str]) -> float:
+    """User and system time of a whole process and its children."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def compare(path: str, pairs: int) -> dict[str, float | str]:
-    """Median CPU seconds of both and the median ratio of ``pairs`` pairs after one that does not count."""
-    plan = load_plan("weight_free")
-    assert isinstance(plan.decode.stage, Decode)
-    threads = plan.decode.stage.threads
-    row = {"video": path, "video_id": "0" * 24}
-    measured = []
-    for _ in range(pairs + 1):
-        decoding = cpu_seconds(lambda: bare(path, threads))
-        everything = cpu_seconds(lambda: decode_video(path, row, plan.decode, plan.dense, True))
-        measured.append((decoding, everything))
-    counted = measured[1:]
-    return {
-        "video": Path(path).name,
-        "decode_cpu_s": statistics.median(d for d, _ in counted),
-        "pass_cpu_s": statistics.median(e for _, e in counted),
-        "ratio": statistics.median(e / d for d, e in counted),
-    }
+def commands(path: str, threads: int) -> dict[str, list[str]]:
+    """What is measured, by name; the floor first."""
+    own = [sys.executable, "-m", "benchmarks.decode", "--threads", str(threads), "--only"]
+    ffmpeg = shutil.which("ffmpeg")
+    floor = [ffmpeg, "-v", "error", "-threads", str(threads), "-i", path, "-f", "null", "-"] if ffmpeg else None
+    return {"floor": floor or [*own, "bare", path], **{mode: [*own, mode, path] for mode in MODES}}
+
+
+def measure(path: str, pairs: int, threads: int) -> dict[str, Any]:
+    """Median CPU seconds, and the median of the ratios to the floor; the time that Python needs to start is taken off."""
+    todo = commands(path, threads)
+    startup = statistics.median(
+        cpu_seconds([sys.executable, "-m", "benchmarks.decode", "--only", "nothing", path]) for _ in range(3)
+    )
+    seconds: dict[str, list[float]] = {name: [] for name in todo}
+    for _ in range(pairs):
+        for name, command in todo.items():
+            own = command[0] == sys.executable
+            seconds[name].append(cpu_seconds(command) - (startup if own else 0.0))
+    floor = seconds["floor"]
+    row: dict[str, Any] = {"floor_cpu_s": round(statistics.median(floor), 2)}
+    for mode in MODES:
+        row[f"{mode}_cpu_s"] = round(statistics.median(seconds[mode]), 2)
+        row[f"{mode}_ratio"] = round(statistics.median(a / b for a, b in zip(seconds[mode], floor, strict=True)), 3)
+    return row
+
+
+def differences(path: str, threads: int) -> dict[str, Any]:
+    """What the default mode finds otherwise than the exact one."""
+    exact, default = (analyse(path, mode, threads).clips.to_pylist() for mode in MODES)
+    starts = [{row["start_s"] for row in rows} for rows in (exact, default)]
+    worst, which = 0.0, ""
+    by_span = {(row["start_s"], row["end_s"]): row for row in default}
+    for row in exact:
+        other = by_span.get((row["start_s"], row["end_s"]), {})
+        for name, value in row.items():
+            if isinstance(value, float) and isinstance(other.get(name), float) and not name.endswith("_s"):
+                off = abs(other[name] - value)
+                relative = off / abs(value) if value else 0.0
+                if min(relative, off / 0.01 * 0.05) > worst:  # 5%, or 0.01 for what is near nought
+                    worst, which = min(relative, off / 0.01 * 0.05), name
+    return {"clips": len(exact), "other_cuts": len(starts[0] ^ starts[1]), "worst": round(worst, 4), "score": which}
+
+
+def repeated(path: Path, target: Path, seconds: float) -> Path:
+    """The video's packets over and over, with their times moved on, without sound, until it is so long."""
+    with av.open(str(path)) as source:
+        stream = source.streams.video[0]
+        packets = [p for p in source.demux(stream) if p.dts is not None and p.pts is not None]
+        time_base = stream.time_base
+        assert time_base is not None
+        begin = min(p.dts for p in packets)  # type: ignore[type-var]
+        length = max(p.pts + (p.duration or 0) for p in packets) - begin  # type: ignore[operator]
+        times = max(1, round(seconds / float(length * time_base)))
+        with av.open(str(target), "w") as out:
+            copy = out.add_stream_from_template(stream)
+            for k in range(times):
+                for packet in packets:
+                    again = av.Packet(bytes(packet))
+                    again.pts, again.dts = packet.pts + k * length, packet.dts + k * length  # type: ignore[operator]
+                    again.duration, again.time_base = packet.duration, time_base
+                    again.is_keyframe, again.stream = packet.is_keyframe, copy
+                    out.mux(again)
+    return target
+
+
+def own_films(folder: Path) -> list[Path]:
+    """A film at 480p, 720p and 1080p, and the middle one in other codecs."""
+    shots = tuple(
+        Shot(camera="pan_right", camera_speed=0.1 + 0.1 * i, seconds=4.0, background=background)
+        for i, background in enumerate(("desert", "green meadow", "blue sky"))
+    )
+    films = []
+    for height in (480, 720, 1080):
+        films.append(folder / f"h264_{height}p.mp4")
+        write_film(films[-1], Film(name=films[-1].name, shots=shots, width=height * 16 // 9, height=height))
+    for name, encoder in _CODECS.items():
+        films.append(folder / f"{name}_720p.mkv")
+        _transcode(films[1], films[-1], encoder)
+    return films
+
+
+def _transcode(source: Path, target: Path, encoder: str) -> None:
+    with av.open(str(source)) as taken, av.open(str(target), "w") as out:
+        rate = taken.streams.video[0].average_rate
+        stream = out.add_stream(encoder, rate=rate)
+        stream.pix_fmt = "yuv420p"
+        for frame in taken.decode(video=0):
+            stream.width, stream.height = frame.width, frame.height
+            frame.pict_type = av.video.frame.PictureType.NONE
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
 
 
 def main() -> None:
-    """Measure the given videos, or a film of 40 s at 1280x720."""
+    """Measure the given videos, or films of our own."""
+    arguments = _arguments()
+    if arguments.only:
+        for path in arguments.videos:
+            if arguments.only == "bare":
+                bare(path, arguments.threads)
+            elif arguments.only != "nothing":
+                analyse(path, arguments.only, arguments.threads)
+        return
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        videos = [Path(path) for path in arguments.videos] or own_films(Path(folder))
+        for video in videos:
+            target = Path(folder) / f"long_{len(rows)}.mkv"
+            path = os.fspath(repeated(video, target, arguments.seconds))
+            row = {"video": video.name, **measure(path, arguments.pairs, arguments.threads)}
+            rows.append({**row, **differences(os.fspath(video), arguments.threads)})
+            target.unlink()
+    if arguments.json:
+        print(json.dumps({"floor": "ffmpeg" if shutil.which("ffmpeg") else "PyAV", "rows": rows}, indent=1))
+        return
+    table = Table(*rows[0], box=None)
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    Console(width=160).print(table)
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Cost of the decode pass against decoding alone.")
     parser.add_argument("videos", nargs="*")
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="decoder threads")
+    parser.add_argument("--seconds", type=float, default=60.0, help="length that each video is brought to")
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        videos = arguments.videos
-        if not videos:
-            shots = tuple(
-                Shot(camera="pan_right", camera_speed=0.3, seconds=8.0, background=b) for b in ("desert",) * 5
-            )
-            film = Film(name="film.mp4", shots=shots, width=1280, height=720, fps=30)
-            write_film(Path(folder) / film.name, film)
-            videos = [str(Path(folder) / film.name)]
-        rows = [compare(video, arguments.pairs) for video in videos]
-    if arguments.json:
-        print(json.dumps(rows, indent=1))
-        return
-    table = Table("video", "decode CPU s", "whole pass CPU s", "ratio", box=None)
-    for row in rows:
-        table.add_row(
-            str(row["video"]), f"{row['decode_cpu_s']:.2f}", f"{row['pass_cpu_s']:.2f}", f"{row['ratio']:.2f}"
-        )
-    Console().print(table)
+    parser.add_argument("--only", choices=["bare", "nothing", *MODES], help="do this and measure nothing")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

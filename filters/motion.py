@@ -65,7 +65,8 @@ class Motion(Filter):
 def _speeds(flow: np.ndarray) -> tuple[float, float]:
     """Median and 90th percentile of the lengths of the vectors H W 2."""
     # Not cv2.magnitude: its last bit depends on where in memory the vectors lie.
-    lengths = np.sqrt(np.square(flow).sum(axis=2)).ravel()
+    along, down = flow[..., 0], flow[..., 1]
+    lengths = np.sqrt(along * along + down * down).ravel()
     median, tail = len(lengths) // 2, int(0.9 * (len(lengths) - 1))
     ranked = np.partition(lengths, (median, tail))  # percentiles without sorting everything
     return float(ranked[median]), float(ranked[tail])
