@@ -60,7 +60,7 @@ class Curate:
             for step in self.steps:
                 step.stage.setup()
             if self.first and settings.isolate:
-                self._child = Isolated(self._decoder, stall_s=settings.stall_s)
+                self._child = Isolated(self._decoder, stall_s=settings.stall_s, memory_bytes=settings.memory_mb << 20)
                 self._child.start()
             elif self.first:
                 self._decoder.setup()

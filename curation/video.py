@@ -25,6 +25,19 @@ from curation.frames import scaled_size
 
 _SEEKABLE = {"mov", "matroska"}  # containers whose timestamps are the same after a seek
 _FALLBACK_FPS = 25.0
+# Only formats that hold their pictures themselves. Playlists and the like (concat, hls, dash, sdp, image2) make FFmpeg
+# read any other file or address that they name; pictures are no videos.
+_FORMATS = (
+    "apng,asf,avi,avs2,avs3,cavsvideo,dirac,dnxhd,dv,evc,flv,gif,gxf,h261,h263,h264,hevc,ivf,live_flv,m4v,matroska,mjpeg,"
+    "mov,mpeg,mpegts,mpegvideo,mxf,nsv,nut,obu,ogg,rm,vc1,vc1test,vvc,wtv,yuv4mpegpipe"
+)
+_MOST_PIXELS = 16384 * 8192  # of a frame: four times 8K. FFmpeg refuses more before it allocates anything
+_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, "max_pixels": str(_MOST_PIXELS)}
+_WIDEST_PIXEL = 16  # a pixel aspect ratio beyond this, or its inverse, is a damaged header
+# What timestamps are believed. Nobody looks at one frame for ten minutes, and no file plays 2000 frames a second.
+_MOST_STEP_S, _LEAST_STEP_S = 600.0, 0.0005
+_MOST_S = 99_000.0  # 27.5 hours; the id of a clip has no room for more
+_MOST_REPEATS, _MOST_REPEATED_BYTES = 10, 16 << 20  # data that may come out of a file again and again
 
 
 @dataclasses.dataclass
@@ -78,13 +91,17 @@ class Video:
         self._threads = threads
         self._scalers: dict[tuple[int, int, str], VideoReformatter] = {}
         self._origin: Fraction | None = None
+        self._left_out = Fraction(0)  # seconds of jumps in the timestamps that were not believed
+        self._num_jumps = 0
         self._open()
         self.codec = str(self._stream.codec_context.codec.canonical_name)
         self.has_audio = bool(self._container.streams.audio)
 
     def _open(self) -> None:
         try:
-            self._container = av.open(self.path, metadata_errors="replace")
+            self._container = av.open(f"file:{self.path}", metadata_errors="replace", options=_OPTIONS)
+        except av.error.ArgumentError as error:
+            raise VideoError("cannot be opened (it is in no video format that is read)") from error
         except (FFmpegError, OSError, ValueError) as error:
             raise VideoError(f"cannot be opened ({_reason(error)})") from error
         try:
@@ -93,8 +110,11 @@ class Video:
             if not streams:
                 raise VideoError("has no video stream")
             self._stream = streams[0]
+            if self._stream.codec_context is None:
+                raise VideoError("has a video stream that no decoder is known for")
             self._stream.thread_type = "AUTO"
             self._stream.codec_context.thread_count = self._threads
+            self._stream.codec_context.options = {"max_pixels": str(_MOST_PIXELS)}
         except BaseException:
             self._container.close()
             raise
@@ -114,7 +134,7 @@ class Video:
         stream, container = self._stream, self._container
         if stream.duration and stream.time_base:
             return float(stream.duration * stream.time_base)
-        with contextlib.suppress(KeyError, ValueError):
+        with contextlib.suppress(KeyError, ValueError, OverflowError):
             hours, minutes, seconds = stream.metadata["DURATION"].split(":")
             return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
         if container.duration and not self.has_audio:
@@ -161,25 +181,32 @@ class Video:
     def _decode(self) -> Iterator[Frame]:
         """Decode onward from the current position."""
         self.num_frames, last_s, step_s = 0, None, 1.0 / self._nominal_fps()
-        damaged = 0
+        damaged = self._num_jumps = 0
+        self._left_out = Fraction(0)
         for raw in self._raw_frames():
             if self.num_frames == 0:
                 self._look(raw)
             damaged += bool(raw.is_corrupt)
-            t_s = self._time(raw)
-            if t_s is None or (last_s is not None and t_s <= last_s):
+            t_s = self._time(raw, last_s, step_s)
+            if t_s is None or (last_s is not None and t_s <= last_s + _LEAST_STEP_S):
                 t_s = 0.0 if last_s is None else last_s + step_s
             elif last_s is not None:
                 step_s = t_s - last_s
+            if t_s > _MOST_S:
+                self.losses.append(f"reading stopped at {_MOST_S / 3600:g} hours")
+                break
             last_s = t_s
             self.end_s = t_s + self._shown_for(raw, step_s)
             self.num_frames += 1
             yield Frame(self.num_frames - 1, t_s, raw, self.rotation, self._scalers)
         if damaged:
             self.losses.append(f"{damaged} damaged frames")
+        if self._num_jumps:
+            self.losses.append(f"{self._num_jumps} jumps of more than {_MOST_STEP_S:g} s in the timestamps left out")
 
     def _raw_frames(self) -> Iterator[VideoFrame]:
-        skipped, reason = 0, ""
+        skipped, reason, size = 0, "", 0
+        most = _MOST_REPEATS * os.path.getsize(self.path) + _MOST_REPEATED_BYTES
         packets = self._container.demux(self._stream)
         while True:
             try:
@@ -188,6 +215,10 @@ class Video:
                 break
             except (FFmpegError, ValueError) as error:
                 self.losses.append(f"reading stopped: {_reason(error)}")
+                break
+            size += packet.size
+            if size > most:  # an edit list that repeats itself, or a file that grows as fast as it is read
+                self.losses.append(f"reading stopped: more than {most} bytes came out of it")
                 break
             try:
                 frames = packet.decode()
@@ -204,20 +235,33 @@ class Video:
         if self.rotation % 90:
             self.rotation = 0
         aspect = self._stream.codec_context.sample_aspect_ratio or Fraction(1)
+        if not Fraction(1, _WIDEST_PIXEL) <= aspect <= _WIDEST_PIXEL:
+            aspect = Fraction(1)
         width, height = max(1, round(raw.width * aspect)), raw.height
         self.width, self.height = (height, width) if self.rotation in (90, 270) else (width, height)
         if self._origin is None and raw.pts is not None and raw.time_base:
             self._origin = raw.pts * raw.time_base
 
-    def _time(self, raw: VideoFrame) -> float | None:
+    def _time(self, raw: VideoFrame, last_s: float | None, step_s: float) -> float | None:
+        """When the frame is shown, by its timestamp. A jump ahead that no film makes counts as one ordinary step."""
         if raw.pts is None or not raw.time_base or self._origin is None:
             return None
-        return float(raw.pts * raw.time_base - self._origin)
+        told = raw.pts * raw.time_base - self._origin
+        if last_s is None:
+            return float(told)
+        if self._left_out and 0 < told - Fraction(last_s) <= _MOST_STEP_S:
+            self._left_out = Fraction(0)  # only single frames were out of order
+        t_s = float(told - self._left_out)
+        if t_s <= last_s + _MOST_STEP_S:
+            return t_s
+        self._left_out = told - Fraction(last_s + step_s)
+        self._num_jumps += 1
+        return last_s + step_s
 
     def _shown_for(self, raw: VideoFrame, step_s: float) -> float:
         shown_s = float(raw.duration * raw.time_base) if raw.duration and raw.time_base else 0.0
         # Containers with a millisecond clock (FLV) declare one tick; no frame is shown that short.
-        return shown_s if shown_s > 0.002 else step_s
+        return shown_s if 0.002 < shown_s <= _MOST_STEP_S else step_s
 
     def _nominal_fps(self) -> float:
         rate = self._stream.average_rate or self._stream.guessed_rate
