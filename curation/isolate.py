@@ -98,13 +98,23 @@ class Isolated:
         """
         if self._num_calls >= _CALLS_PER_CHILD:
             self.close()
-        if self._child is None or not self._child.is_alive():
+        if not self._asked(args):  # it has died meanwhile, of nothing that these arguments can be blamed for
             self._stop()
             self.start()
-        assert self._pipe is not None
+            if not self._asked(args):
+                raise VideoError(f"the decoder crashed ({self._last_words()})")
         self._num_calls += 1
-        self._pipe.send(args)
         return self._answer(self._stall_s)
+
+    def _asked(self, args: tuple[Any, ...]) -> bool:
+        """Whether there is a child that takes the work."""
+        if self._pipe is None or self._child is None or not self._child.is_alive():
+            return False
+        try:
+            self._pipe.send(args)
+        except OSError:
+            return False
+        return True
 
     def _answer(self, stall_s: float, *, limited: bool = True) -> Any:
         """Wait for what the child has to say, and watch it meanwhile."""
@@ -154,8 +164,9 @@ class Isolated:
         """Be rid of the child, whatever it does."""
         if self._child is not None and self._child.pid is not None:
             self._child.kill()
-            self._child.join()
-            self._child.close()
+            self._child.join(timeout=5)  # one that waits for a dead disk ends when it can
+            with contextlib.suppress(ValueError):
+                self._child.close()
         self._child = None
         if self._pipe is not None:
             self._pipe.close()

@@ -20,6 +20,7 @@ from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
+from curation.endings import cut_off
 from curation.errors import VideoError, one_line
 from curation.frames import scaled_size
 
@@ -201,6 +202,8 @@ class Video:
             yield Frame(self.num_frames - 1, t_s, raw, self.rotation, self._scalers)
         if damaged:
             self.losses.append(f"{damaged} damaged frames")
+        with contextlib.suppress(OSError):
+            self.losses += filter(None, [cut_off(self.path)])
         if self._num_jumps:
             self.losses.append(f"{self._num_jumps} jumps of more than {_MOST_STEP_S:g} s in the timestamps left out")
 

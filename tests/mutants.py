@@ -19,7 +19,7 @@ class Kind:
     """A codec in a container.
 
     Attributes:
-        declares: the container says somewhere how long its video is, so that a cut can be noticed.
+        has_end: the container says where it ends or how long it plays, so that a cut is noticed.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Kind:
     format: str | None = None
     options: tuple[tuple[str, str], ...] = ()
     muxer: tuple[tuple[str, str], ...] = ()
-    declares: bool = True
+    has_end: bool = True
 
 
 FASTSTART = (("movflags", "+faststart"),)
@@ -38,7 +38,7 @@ FAST = (("preset", "ultrafast"), ("bf", "2"), ("g", "12"))
 HEVC = (("preset", "ultrafast"), ("x265-params", "log-level=none:keyint=12:pools=none:frame-threads=1"))
 KINDS = (
     Kind("h264_fast.mp4", "libx264", options=FAST, muxer=FASTSTART),
-    Kind("h264_fragments.mp4", "libx264", options=FAST, muxer=FRAGMENTS, declares=False),
+    Kind("h264_fragments.mp4", "libx264", options=FAST, muxer=FRAGMENTS),
     Kind("hevc_fast.mov", "libx265", options=HEVC, muxer=FASTSTART),
     Kind("av1_fast.mp4", "libsvtav1", options=(("preset", "12"), ("svtav1-params", "lp=1")), muxer=FASTSTART),
     Kind("h264.mkv", "libx264", options=FAST),
@@ -46,22 +46,22 @@ KINDS = (
     Kind("vp9.webm", "libvpx-vp9", options=REALTIME),
     Kind("mpeg4.avi", "mpeg4", options=(("bf", "2"),)),
     Kind("mjpeg.avi", "mjpeg", pix_fmt="yuvj420p"),
-    Kind("mpeg2.ts", "mpeg2video", options=(("bf", "2"),), declares=False),
-    Kind("mpeg1.mpg", "mpeg1video", options=(("bf", "2"),), declares=False),
+    Kind("mpeg2.ts", "mpeg2video", options=(("bf", "2"),)),
+    Kind("mpeg1.mpg", "mpeg1video", options=(("bf", "2"),), has_end=False),
     Kind("h264.flv", "libx264", options=FAST),
     Kind("flv1.flv", "flv"),
     Kind("mpeg2.mxf", "mpeg2video", options=(("bf", "2"),)),
     Kind("prores_fast.mov", "prores_ks", pix_fmt="yuv422p10le", muxer=FASTSTART),
     Kind("wmv2.wmv", "wmv2", format="asf"),
     Kind("mpeg4_fast.mp4", "mpeg4", muxer=FASTSTART),
-    Kind("vp8.ogv", "libvpx", format="ogg", options=REALTIME, declares=False),
-    Kind("picture.gif", "gif", pix_fmt="rgb8", declares=False),
-    Kind("raw.h264", "libx264", options=FAST, declares=False),
-    Kind("raw.hevc", "libx265", options=HEVC, declares=False),
-    Kind("raw.m2v", "mpeg2video", format="mpeg2video", declares=False),
+    Kind("vp8.ogv", "libvpx", format="ogg", options=REALTIME),
+    Kind("picture.gif", "gif", pix_fmt="rgb8"),
+    Kind("raw.h264", "libx264", options=FAST, has_end=False),
+    Kind("raw.hevc", "libx265", options=HEVC, has_end=False),
+    Kind("raw.m2v", "mpeg2video", format="mpeg2video", has_end=False),
     Kind("ffv1.mkv", "ffv1"),
-    Kind("vp9.ivf", "libvpx-vp9", options=REALTIME, declares=False),
-    Kind("plain.y4m", "wrapped_avframe", format="yuv4mpegpipe", declares=False),
+    Kind("vp9.ivf", "libvpx-vp9", options=REALTIME),
+    Kind("plain.y4m", "wrapped_avframe", format="yuv4mpegpipe", has_end=False),
 )  # fmt: skip
 
 
