@@ -6,6 +6,7 @@ clips that do not carry its mark, and rules are judged afresh every time.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from typing import Any
@@ -174,7 +175,12 @@ class Curate:
 
     def _decode(self, path: str, row: dict[str, Any]) -> Decoded:
         sheets = str(self._store.scratch(f"{row['video_id']}.arrow"))
-        piece = (self._child.call if self._child else self._decoder)(path, row, Range(), sheets)
+        try:
+            piece = (self._child.call if self._child else self._decoder)(path, row, Range(), sheets)
+        except BaseException:  # a film's contact sheets are large
+            with contextlib.suppress(OSError):
+                os.unlink(sheets)
+            raise
         return join(row, self.plan.decode.mark, [piece], [take_sheets(sheets)])
 
     def _measure(self, part: Part, step: Step) -> Part:

@@ -34,10 +34,15 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
 
 
 def hash_file(path: str | os.PathLike[str], digest: Digest) -> str:
-    """Feed a file to a hash in bounded memory and return the hex digest."""
+    """Feed a file to a hash in bounded memory and return the hex digest.
+
+    One that grows meanwhile is read up to where it ended: whoever writes it may be faster.
+    """
     with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK_BYTES):
+        left = os.fstat(file.fileno()).st_size
+        while chunk := file.read(min(left, _CHUNK_BYTES)):
             digest.update(chunk)
+            left -= len(chunk)
     return digest.hexdigest()
 
 
@@ -67,7 +72,11 @@ class Fingerprint:
                 row.update(bytes=found.st_size, mtime_ns=found.st_mtime_ns)
                 if found.st_size == 0:
                     raise ValueError("the file is empty")
-                row["video_id"] = fingerprint(path)
+                identity = fingerprint(path)
+                now = os.stat(path)
+                if (now.st_size, now.st_mtime_ns) != (found.st_size, found.st_mtime_ns):
+                    raise ValueError("is still being written; run again when it is complete")
+                row["video_id"] = identity
             except (OSError, ValueError) as error:
                 odd = "\\udc" in row["video"]  # as `find_videos` spells it
                 reason = "the file name is not UTF-8; rename it" if odd else f"cannot be read: {one_line(error)}"
