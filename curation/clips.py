@@ -245,8 +245,7 @@ def divide(times: list[float], end_s: float, max_s: float | None) -> list[tuple[
     pieces = 1 if max_s is None else max(1, int(np.ceil(length_s / max_s - 1e-6)))
     wanted = times[0] + length_s * np.arange(1, pieces) / pieces
     at = np.searchsorted(times, wanted)
-    nearer_before = (at > 0) & (
-        wanted - np.take(times, at - 1) < np.take(times, np.minimum(at, len(times) - 1)) - wanted
-    )
+    edges = np.array([*times, end_s])  # behind the last frame too: it may be shown for long
+    nearer_before = (at > 0) & (wanted - edges[at - 1] < edges[at] - wanted)
     bounds = sorted({0, len(times), *(at - nearer_before).tolist()})
     return list(itertools.pairwise(bounds))
