@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from curation.decode import Decode
 
 CONTEXT_S = 10.0  # shot detection looks no farther back
+_MOST_TABLES = 64  # a table of one row takes 25 KB, a film has a thousand clips
 _SMALL_S = 8.0  # small pictures are kept so long, for clips that end between two points of the contact sheet's grid
 
 
@@ -58,7 +59,7 @@ class ClipMaker:
         span: the range of this pass.
 
     Attributes:
-        clips: tables of one row, in order.
+        clips: tables of one row or more, in order.
         transitions: (start_s, end_s) of gradual transitions; no clip has any part of them.
         num_frames: shown frames in the range.
         num_shots: shots that begin in the range.
@@ -216,6 +217,8 @@ class ClipMaker:
             clip = judge(clip, step.rules)
             alive()
         self.clips.append(clip.select(self._columns))
+        if len(self.clips) > _MOST_TABLES:
+            self.clips = [pa.concat_tables(self.clips).combine_chunks()]
         for t_s, jpeg in self._sheet_of(start, start + count, start_s, end_s):
             self.sheet.add(identity, t_s, jpeg)
 
