@@ -2,8 +2,8 @@
 
     python -m benchmarks.decode [--json] [--pairs N] [--threads N] [--seconds N] [VIDEO ...]
 
-The floor is ``ffmpeg -v error -i VIDEO -f null -`` with the same number of threads, where an ``ffmpeg`` is installed, and
-PyAV reading every frame otherwise. Each video is repeated, packet by packet, until it is long enough to hide what
+The floor is ``ffmpeg -v error -i VIDEO -f null -`` with the same number of threads, where an ``ffmpeg`` is installed,
+and PyAV reading every frame otherwise. Each video is repeated, packet by packet, until it is long enough to hide what
 starting a process costs. Without videos it makes films of its own. ``exact`` decodes every frame in full; ``default``
 is what a run does. Beside the cost stand what the shortcuts change: cuts, and the largest difference of any score.
 """
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+from av.video.frame import PictureType
 from rich.console import Console
 from rich.table import Table
 
@@ -64,7 +65,7 @@ def bare(path: str, threads: int) -> None:
 def cpu_seconds(command: list[str]) -> float:
     """User and system time of a whole process and its children."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # noqa: S603 - our own
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -78,7 +79,7 @@ def commands(path: str, threads: int) -> dict[str, list[str]]:
 
 
 def measure(path: str, pairs: int, threads: int) -> dict[str, Any]:
-    """Median CPU seconds, and the median of the ratios to the floor; the time that Python needs to start is taken off."""
+    """Median CPU seconds and the median of the ratios to the floor, without the time that Python needs to start."""
     todo = commands(path, threads)
     startup = statistics.median(
         cpu_seconds([sys.executable, "-m", "benchmarks.decode", "--only", "nothing", path]) for _ in range(3)
@@ -117,18 +118,17 @@ def repeated(path: Path, target: Path, seconds: float) -> Path:
     """The video's packets over and over, with their times moved on, without sound, until it is so long."""
     with av.open(str(path)) as source:
         stream = source.streams.video[0]
-        packets = [p for p in source.demux(stream) if p.dts is not None and p.pts is not None]
-        time_base = stream.time_base
-        assert time_base is not None
-        begin = min(p.dts for p in packets)  # type: ignore[type-var]
-        length = max(p.pts + (p.duration or 0) for p in packets) - begin  # type: ignore[operator]
+        packets: list[Any] = [p for p in source.demux(stream) if p.dts is not None and p.pts is not None]
+        time_base: Any = stream.time_base
+        begin = min(p.dts for p in packets)
+        length = max(p.pts + (p.duration or 0) for p in packets) - begin
         times = max(1, round(seconds / float(length * time_base)))
         with av.open(str(target), "w") as out:
             copy = out.add_stream_from_template(stream)
             for k in range(times):
                 for packet in packets:
                     again = av.Packet(bytes(packet))
-                    again.pts, again.dts = packet.pts + k * length, packet.dts + k * length  # type: ignore[operator]
+                    again.pts, again.dts = packet.pts + k * length, packet.dts + k * length
                     again.duration, again.time_base = packet.duration, time_base
                     again.is_keyframe, again.stream = packet.is_keyframe, copy
                     out.mux(again)
@@ -154,11 +154,11 @@ def own_films(folder: Path) -> list[Path]:
 def _transcode(source: Path, target: Path, encoder: str) -> None:
     with av.open(str(source)) as taken, av.open(str(target), "w") as out:
         rate = taken.streams.video[0].average_rate
-        stream = out.add_stream(encoder, rate=rate)
+        stream: Any = out.add_stream(encoder, rate=rate)
         stream.pix_fmt = "yuv420p"
         for frame in taken.decode(video=0):
             stream.width, stream.height = frame.width, frame.height
-            frame.pict_type = av.video.frame.PictureType.NONE
+            frame.pict_type = PictureType.NONE
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
 
@@ -173,7 +173,7 @@ def main() -> None:
             elif arguments.only != "nothing":
                 analyse(path, arguments.only, arguments.threads)
         return
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         videos = [Path(path) for path in arguments.videos] or own_films(Path(folder))
         for video in videos:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 CONTEXT_S = 10.0  # shot detection looks no farther back
 _SKETCHES_S = 8.0  # sketches are kept so long, for clips that end between two points of the contact sheet's grid
+_MOST_TABLES = 64  # a table of one row takes 25 KB, a film has a thousand clips
 
 
 class Range(NamedTuple):
@@ -59,7 +60,7 @@ class ClipMaker:
         span: the range of this pass.
 
     Attributes:
-        clips: tables of one row, in order.
+        clips: tables of one row or more, in order.
         transitions: (start_s, end_s) of gradual transitions; no clip has any part of them.
         num_frames: shown frames in the range.
         num_shots: shots that begin in the range.
@@ -217,6 +218,8 @@ class ClipMaker:
             clip = judge(clip, step.rules)
             alive()
         self.clips.append(clip.select(self._columns))
+        if len(self.clips) > _MOST_TABLES:
+            self.clips = [pa.concat_tables(self.clips).combine_chunks()]
         for t_s, jpeg in self._sheet_of(start, start + count, start_s, end_s):
             self.sheet.add(identity, t_s, jpeg)
 
@@ -247,8 +250,7 @@ def divide(times: list[float], end_s: float, max_s: float | None) -> list[tuple[
     pieces = 1 if max_s is None else max(1, int(np.ceil(length_s / max_s - 1e-6)))
     wanted = times[0] + length_s * np.arange(1, pieces) / pieces
     at = np.searchsorted(times, wanted)
-    nearer_before = (at > 0) & (
-        wanted - np.take(times, at - 1) < np.take(times, np.minimum(at, len(times) - 1)) - wanted
-    )
+    edges = np.array([*times, end_s])  # behind the last frame too: it may be shown for long
+    nearer_before = (at > 0) & (wanted - edges[at - 1] < edges[at] - wanted)
     bounds = sorted({0, len(times), *(at - nearer_before).tolist()})
     return list(itertools.pairwise(bounds))

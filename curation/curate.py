@@ -6,6 +6,7 @@ clips that do not carry its mark, and rules are judged afresh every time.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from typing import Any
@@ -62,7 +63,7 @@ class Curate:
             for step in self.steps:
                 step.stage.setup()
             if self.first and settings.isolate:
-                self._child = Isolated(self._decoder, stall_s=settings.stall_s)
+                self._child = Isolated(self._decoder, stall_s=settings.stall_s, memory_bytes=settings.memory_mb << 20)
                 self._child.start()
             elif self.first:
                 self._decoder.setup()
@@ -184,7 +185,12 @@ class Curate:
         if (film := self._ranges.take(row, self.plan.decode.mark)) is not None:
             return film
         sheets = str(self._store.scratch(f"{row['video_id']}.arrow"))
-        piece = (self._child.call if self._child else self._decoder)(path, row, Range(), sheets)
+        try:
+            piece = (self._child.call if self._child else self._decoder)(path, row, Range(), sheets)
+        except BaseException:  # a film's contact sheets are large
+            with contextlib.suppress(OSError):
+                os.unlink(sheets)
+            raise
         return join(row, self.plan.decode.mark, [piece], [take_sheets(sheets)])
 
     def _measure(self, part: Part, step: Step) -> Part:

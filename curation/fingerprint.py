@@ -18,6 +18,7 @@ from curation.table import VIDEOS, Part
 from curation.video import Video
 
 _CHUNK_BYTES = 1 << 20
+_STALL_S, _MEMORY_BYTES = 60.0, 2 << 30  # what opening a file may take
 _LONG_BYTES = 4 << 20  # no smaller file is asked how long it is: ten minutes in it would be 56 kbit/s
 
 
@@ -38,10 +39,15 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
 
 
 def hash_file(path: str | os.PathLike[str], digest: Digest) -> str:
-    """Feed a file to a hash in bounded memory and return the hex digest."""
+    """Feed a file to a hash in bounded memory and return the hex digest.
+
+    One that grows meanwhile is read up to where it ended: whoever writes it may be faster.
+    """
     with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK_BYTES):
+        left = os.fstat(file.fileno()).st_size
+        while chunk := file.read(min(left, _CHUNK_BYTES)):
             digest.update(chunk)
+            left -= len(chunk)
     return digest.hexdigest()
 
 
@@ -69,7 +75,6 @@ class Fingerprint:
     """The step that gives every video of a part its ``video_id``, or the reason why it cannot be read."""
 
     base: str  # relative video names are relative to this folder
-    stall_s: float = 60.0
     needs: ClassVar[Needs] = Needs()
 
     def setup(self) -> None:
@@ -86,7 +91,11 @@ class Fingerprint:
                 row.update(bytes=found.st_size, mtime_ns=found.st_mtime_ns)
                 if found.st_size == 0:
                     raise ValueError("the file is empty")
-                row["video_id"] = fingerprint(path)
+                identity = fingerprint(path)
+                now = os.stat(path)
+                if (now.st_size, now.st_mtime_ns) != (found.st_size, found.st_mtime_ns):
+                    raise ValueError("is still being written; run again when it is complete")
+                row["video_id"] = identity
                 row["duration_s"] = self._declared_length(path) if found.st_size >= _LONG_BYTES else None
             except (OSError, ValueError) as error:
                 odd = "\\udc" in row["video"]  # as `find_videos` spells it
@@ -97,7 +106,7 @@ class Fingerprint:
 
     def _declared_length(self, path: str) -> float | None:
         if self._child is None:
-            self._child = Isolated(Lengths(), stall_s=self.stall_s)
+            self._child = Isolated(Lengths(), stall_s=_STALL_S, memory_bytes=_MEMORY_BYTES)
             self._child.start()
         with contextlib.suppress(VideoError):  # it will be said when it is decoded
             length_s: float | None = self._child.call(path)

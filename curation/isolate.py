@@ -1,23 +1,31 @@
-"""Working on hostile data in a child process: a crash or a hang costs one call, not the run."""
+"""Working on hostile data in a child process: a crash, a hang or a flood of memory costs one call, not the run."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
+import signal
+import sys
+import threading
 import time
-from concurrent.futures import BrokenExecutor
-from concurrent.futures import TimeoutError as NotYet
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from typing import Any, Protocol
 
-from pebble import ProcessExpired, ProcessPool
+import psutil
 
 from curation.errors import CutroomError, VideoError, one_line
 
 _CALLS_PER_CHILD = 500  # a fresh child now and then bounds what leaking decoders can hold
-_POLL_S = 0.5
+_POLL_S = 0.1  # memory is looked at so often
+_START_S = 120.0  # a child has at least so long to import, load its models and report: no file is to blame for that
+# Threads and allocators reserve address space that they never use (1.2 to 1.7 GB of it, measured with two and with
+# eight decoder threads). So the hard limit stands far above the ceiling: it is there for one giant allocation, which
+# would be filled before the parent looks. The ceiling is the parent's, on resident memory.
+_SPACE_PER_BYTE, _RESERVED_BYTES = 2, 2 << 30
 
 _beat: Any = None  # in the child: shared time of the last sign of progress
-_worker: Any = None  # in the child: what does the work, and whether it is set up
-_ready = False
 
 
 def alive() -> None:
@@ -33,41 +41,30 @@ class Worker(Protocol):
     def __call__(self, *args: Any) -> Any: ...
 
 
-def _remember(beat: Any, worker: Worker) -> None:
-    global _beat, _worker
-    _beat, _worker = beat, worker
-
-
-def _prepare() -> None:
-    global _ready
-    if not _ready:
-        import cv2
-
-        cv2.setNumThreads(1)  # the engine runs one worker per CPU
-        _worker.setup()
-        _ready = True
-
-
-def _call(args: tuple[Any, ...]) -> Any:
-    _prepare()
-    alive()
-    return _worker(*args)
-
-
 class Isolated:
-    """A child process that does one piece of work at a time and is replaced when it crashes or hangs."""
+    """A child process that does one piece of work at a time and is replaced when it crashes, hangs or grows.
 
-    def __init__(self, worker: Worker, *, stall_s: float) -> None:
-        context = multiprocessing.get_context("spawn")  # decoders do not survive a fork
-        self._stall_s = stall_s
-        self._beat = context.Value("d", time.monotonic(), lock=False)
-        self._pool = ProcessPool(
-            max_workers=1,
-            max_tasks=_CALLS_PER_CHILD,
-            context=context,
-            initializer=_remember,
-            initargs=(self._beat, worker),
-        )
+    Every child has a pipe of its own, so that one which dies while it answers leaves nothing behind that the next could
+    stumble over.
+
+    Args:
+        worker: what does the work; it must pickle.
+        stall_s: a child that shows no sign of progress for so long is stopped.
+        memory_bytes: a child that holds more resident memory than this, on top of what it held once set up, is stopped.
+    """
+
+    def __init__(self, worker: Worker, *, stall_s: float, memory_bytes: int | None = None) -> None:
+        self._context = multiprocessing.get_context("spawn")  # decoders do not survive a fork
+        self._worker, self._stall_s, self._memory_bytes = worker, stall_s, memory_bytes
+        self._beat = self._context.Value("d", time.monotonic(), lock=False)
+        self._child: SpawnProcess | None = None
+        self._pipe: Connection | None = None
+        self._base_bytes = self._num_calls = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id; None while there is none."""
+        return self._child.pid if self._child else None
 
     def start(self) -> None:
         """Start the child and set its worker up, so that what is wrong here is not taken for a fault of a video.
@@ -76,37 +73,173 @@ class Isolated:
             CutroomError: no child can be started.
             Exception: whatever the worker's ``setup`` raised.
         """
+        self._pipe, theirs = self._context.Pipe()
+        self._child = self._context.Process(
+            target=_serve, args=(theirs, self._beat, self._worker, self._memory_bytes), daemon=True
+        )
+        self._num_calls = 0
         try:
-            self._wait(self._pool.schedule(_prepare))
-        except (VideoError, BrokenExecutor, RuntimeError) as error:
+            self._child.start()
+            theirs.close()
+            self._base_bytes = self._answer(max(self._stall_s, _START_S), limited=False)
+        except (VideoError, OSError, RuntimeError) as error:
+            self._stop()
             raise CutroomError(
                 f"the decoder's process cannot be started ({one_line(error)}). In a script of your own, "
                 "call run() below `if __name__ == '__main__':`"
             ) from error
 
     def call(self, *args: Any) -> Any:
-        """Let the worker do one piece of work.
+        """Let the worker do one piece of work, in a fresh child if there is none.
 
         Raises:
-            VideoError: the child died, or made no progress for ``stall_s`` seconds.
+            VideoError: the child died, made no progress for ``stall_s`` seconds or needed more memory than it may.
             Exception: whatever the worker raised.
         """
-        return self._wait(self._pool.schedule(_call, args=(args,)))
+        if self._num_calls >= _CALLS_PER_CHILD:
+            self.close()
+        if not self._asked(args):  # it has died meanwhile, of nothing that these arguments can be blamed for
+            self._stop()
+            self.start()
+            if not self._asked(args):
+                raise VideoError(f"the decoder crashed ({self._last_words()})")
+        self._num_calls += 1
+        return self._answer(self._stall_s)
 
-    def _wait(self, future: Any) -> Any:
+    def _asked(self, args: tuple[Any, ...]) -> bool:
+        """Whether there is a child that takes the work."""
+        if self._pipe is None or self._child is None or not self._child.is_alive():
+            return False
+        try:
+            self._pipe.send(args)
+        except OSError:
+            return False
+        return True
+
+    def _answer(self, stall_s: float, *, limited: bool = True) -> Any:
+        """Wait for what the child has to say, and watch it meanwhile."""
+        assert self._pipe is not None
+        assert self._child is not None
         self._beat.value = time.monotonic()
-        while True:
-            try:
-                return future.result(timeout=_POLL_S)
-            except NotYet:
-                if future.done():
-                    raise
-                if time.monotonic() - self._beat.value > self._stall_s:
-                    future.cancel()
-                    raise VideoError(f"the decoder made no progress for {self._stall_s:g} s and was stopped") from None
-            except ProcessExpired as error:
-                raise VideoError(f"the decoder crashed (exit code {error.exitcode})") from None
+        while not wait([self._pipe, self._child.sentinel], timeout=_POLL_S):
+            if time.monotonic() - self._beat.value > stall_s:
+                self._stop()
+                raise VideoError(f"the decoder made no progress for {stall_s:g} s and was stopped")
+            if limited and self._is_too_large():
+                self._stop()
+                raise self._too_large()
+        try:
+            good, value = self._pipe.recv()
+        except (EOFError, OSError):
+            raise VideoError(f"the decoder crashed ({self._last_words()})") from None
+        except Exception as error:  # an exception of a library that does not unpickle
+            raise VideoError(f"the decoder failed, and cannot say how ({one_line(error)})") from None
+        if good:
+            return value
+        if isinstance(value, MemoryError) and limited:
+            self._stop()  # nobody knows what state the libraries are in that it failed in
+            raise self._too_large()
+        raise value
+
+    def _is_too_large(self) -> bool:
+        if self._memory_bytes is None:
+            return False
+        with contextlib.suppress(psutil.Error):  # it has just ended: the pipe tells
+            return bool(psutil.Process(self.pid).memory_info().rss > self._base_bytes + self._memory_bytes)
+        return False
+
+    def _too_large(self) -> VideoError:
+        return VideoError(f"the decoder needed more than {(self._memory_bytes or 0) >> 20} MB and was stopped")
+
+    def _last_words(self) -> str:
+        """How the child ended, after it has."""
+        assert self._child is not None
+        self._child.join(timeout=5)
+        code = self._child.exitcode
+        self._stop()
+        names = {-number: number.name for number in signal.Signals}
+        return names.get(code or 0, f"exit code {code}")
+
+    def _stop(self) -> None:
+        """Be rid of the child, whatever it does."""
+        if self._child is not None and self._child.pid is not None:
+            self._child.kill()
+            self._child.join(timeout=5)  # one that waits for a dead disk ends when it can
+            with contextlib.suppress(ValueError):
+                self._child.close()
+        self._child = None
+        if self._pipe is not None:
+            self._pipe.close()
+        self._pipe = None
 
     def close(self) -> None:
-        self._pool.stop()
-        self._pool.join(timeout=5)
+        """Let the child end by itself, so that it can clean up; then make sure of it."""
+        if self._pipe is not None:
+            self._pipe.close()
+        if self._child is not None:
+            self._child.join(timeout=5)
+        self._stop()
+
+
+def _serve(pipe: Connection, beat: Any, worker: Worker, memory_bytes: int | None) -> None:
+    """The life of a child: set up, say so, then work until the parent closes the pipe."""
+    global _beat
+    _beat = beat
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        import cv2
+
+        cv2.setNumThreads(1)  # the engine runs one worker per CPU
+        worker.setup()
+    except Exception as error:
+        _send(pipe, False, error)
+        return
+    _limit_memory(memory_bytes)
+    _send(pipe, True, psutil.Process().memory_info().rss)
+    while True:
+        try:
+            args = pipe.recv()
+        except EOFError:
+            return
+        alive()
+        try:
+            result = worker(*args)
+        except Exception as error:
+            _send(pipe, False, error)
+        else:
+            _send(pipe, True, result)
+            del result  # it may be large, and the next call may be long in coming
+
+
+def _send(pipe: Connection, good: bool, value: Any) -> None:
+    """Answer the parent. What cannot be pickled (some exceptions) is told in words."""
+    try:
+        pipe.send((good, value))
+    except BrokenPipeError:
+        raise
+    except Exception:
+        reason = one_line(value) if isinstance(value, BaseException) else f"{type(value).__name__} does not pickle"
+        pipe.send((False, VideoError(reason)))
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot stop a child that hangs."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _limit_memory(memory_bytes: int | None) -> None:
+    """Make an allocation far beyond the limit fail at once, where the system can do that."""
+    if memory_bytes is None or sys.platform == "win32":
+        return
+    import resource
+
+    limit = psutil.Process().memory_info().vms + _SPACE_PER_BYTE * memory_bytes + _RESERVED_BYTES
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    with contextlib.suppress(OSError, ValueError):  # a system without such a limit still has the parent's
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))

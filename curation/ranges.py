@@ -130,9 +130,8 @@ class DecodeRange:
         assert isinstance(settings, Decode)
         self._range_s = settings.range_s
         self._store = RangeStore(Store(self.output).root, self.plan)
-        self._child = Isolated(
-            Decoder(self.plan.decode, self.plan.dense, self.plan.score_rejected), stall_s=settings.stall_s
-        )
+        decoder = Decoder(self.plan.decode, self.plan.dense, self.plan.score_rejected)
+        self._child = Isolated(decoder, stall_s=settings.stall_s, memory_bytes=settings.memory_mb << 20)
         self._child.start()
 
     def __call__(self, part: Part) -> Part:

@@ -21,6 +21,7 @@ from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, VideoReformatter
 
+from curation.endings import cut_off
 from curation.errors import VideoError, one_line
 from curation.frames import scaled_size
 
@@ -28,6 +29,19 @@ _SEEKABLE = {"mov", "matroska"}  # containers whose timestamps are the same afte
 _FALLBACK_FPS = 25.0
 _PLANAR = {"yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuvj422p", "yuvj444p", "nv12"}  # luma of 8 bits by itself
 _FULL_RANGE = np.clip((np.arange(256) - 16) * 255 / 219 + 0.5, 0, 255).astype(np.uint8)
+# Only formats that hold their pictures themselves. Playlists and the like (concat, hls, dash, sdp, image2) make FFmpeg
+# read any other file or address that they name; pictures are no videos.
+_FORMATS = (
+    "apng,asf,avi,avs2,avs3,cavsvideo,dirac,dnxhd,dv,evc,flv,gif,gxf,h261,h263,h264,hevc,ivf,live_flv,m4v,matroska,mjpeg,"
+    "mov,mpeg,mpegts,mpegvideo,mxf,nsv,nut,obu,ogg,rm,vc1,vc1test,vvc,wtv,yuv4mpegpipe"
+)
+_MOST_PIXELS = 16384 * 8192  # of a frame: four times 8K. FFmpeg refuses more before it allocates anything
+_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, "max_pixels": str(_MOST_PIXELS)}
+_WIDEST_PIXEL = 16  # a pixel aspect ratio beyond this, or its inverse, is a damaged header
+# What timestamps are believed. Nobody looks at one frame for ten minutes, and no file plays 2000 frames a second.
+_MOST_STEP_S, _LEAST_STEP_S = 600.0, 0.0005
+_MOST_S = 99_000.0  # 27.5 hours; the id of a clip has no room for more
+_MOST_REPEATS, _MOST_REPEATED_BYTES = 10, 16 << 20  # data that may come out of a file again and again
 
 
 @dataclasses.dataclass(slots=True)
@@ -117,14 +131,19 @@ class Video:
         self.width = self.height = self.rotation = 0
         self._threads = threads
         self._scalers: dict[Any, VideoReformatter] = {}
-        self._origin: Fraction | None = None
+        self._origin: int | None = None  # the timestamp of the first frame, in ticks
+        self._tick = Fraction(0)  # seconds
+        self._left_out_s = 0.0  # jumps in the timestamps that were not believed
+        self._num_jumps = 0
         self._open()
         self.codec = str(self._stream.codec_context.codec.canonical_name)
         self.has_audio = bool(self._container.streams.audio)
 
     def _open(self) -> None:
         try:
-            self._container = av.open(self.path, metadata_errors="replace")
+            self._container = av.open(f"file:{self.path}", metadata_errors="replace", options=_OPTIONS)
+        except av.error.ArgumentError as error:
+            raise VideoError("cannot be opened (it is in no video format that is read)") from error
         except (FFmpegError, OSError, ValueError) as error:
             raise VideoError(f"cannot be opened ({_reason(error)})") from error
         try:
@@ -133,8 +152,11 @@ class Video:
             if not streams:
                 raise VideoError("has no video stream")
             self._stream = streams[0]
+            if self._stream.codec_context is None:
+                raise VideoError("has a video stream that no decoder is known for")
             self._stream.thread_type = "AUTO"
             self._stream.codec_context.thread_count = self._threads
+            self._stream.codec_context.options = {"max_pixels": str(_MOST_PIXELS)}
         except BaseException:
             self._container.close()
             raise
@@ -159,7 +181,7 @@ class Video:
         stream, container = self._stream, self._container
         if stream.duration and stream.time_base:
             return float(stream.duration * stream.time_base)
-        with contextlib.suppress(KeyError, ValueError):
+        with contextlib.suppress(KeyError, ValueError, OverflowError):
             hours, minutes, seconds = stream.metadata["DURATION"].split(":")
             return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
         if container.duration and not self.has_audio:
@@ -197,8 +219,8 @@ class Video:
         if self._origin is None or self._stream.time_base is None:
             return False
         try:
-            target = self._origin + Fraction(start_s)
-            self._container.seek(int(target / self._stream.time_base), stream=self._stream)
+            target_s = self._origin * self._tick + Fraction(start_s)
+            self._container.seek(int(target_s / self._stream.time_base), stream=self._stream)
         except FFmpegError:
             return False
         return True
@@ -206,42 +228,60 @@ class Video:
     def _decode(self) -> Iterator[Frame]:
         """Decode onward from the current position."""
         self.num_frames, last_s, step_s = 0, None, 1.0 / self._nominal_fps()
-        damaged = 0
-        for raw in self._raw_frames():
-            if self.num_frames == 0:
-                self._look(raw)
-            damaged += bool(raw.is_corrupt)
-            t_s = self._time(raw)
-            if t_s is None or (last_s is not None and t_s <= last_s):
-                t_s = 0.0 if last_s is None else last_s + step_s
-            elif last_s is not None:
-                step_s = t_s - last_s
-            last_s = t_s
-            self.end_s = t_s + self._shown_for(raw, step_s)
-            self.num_frames += 1
-            yield Frame(self.num_frames - 1, t_s, raw, self.rotation, self._scalers)
-        if damaged:
-            self.losses.append(f"{damaged} damaged frames")
+        damaged = self._num_jumps = 0
+        self._left_out_s = 0.0
+        try:
+            for raw in self._raw_frames():
+                if self.num_frames == 0:
+                    self._look(raw)
+                damaged += bool(raw.is_corrupt)
+                t_s = self._time(raw.pts, last_s, step_s)
+                if t_s is None or (last_s is not None and t_s <= last_s + _LEAST_STEP_S):
+                    t_s = 0.0 if last_s is None else last_s + step_s
+                elif last_s is not None:
+                    step_s = t_s - last_s
+                if t_s > _MOST_S:
+                    self.losses.append(f"reading stopped at {_MOST_S / 3600:g} hours")
+                    break
+                last_s = t_s
+                self.end_s = t_s + self._shown_for(raw.duration, step_s)
+                self.num_frames += 1
+                yield Frame(self.num_frames - 1, t_s, raw, self.rotation, self._scalers)
+            with contextlib.suppress(OSError):
+                self.losses += filter(None, [cut_off(self.path)])
+        finally:  # also where nobody reads on
+            if damaged:
+                self.losses.append(f"{damaged} damaged frames")
+            if self._num_jumps:
+                jumps = f"{self._num_jumps} jumps of more than {_MOST_STEP_S:g} s"
+                self.losses.append(f"{jumps} in the timestamps left out")
 
     def _raw_frames(self) -> Iterator[VideoFrame]:
-        skipped, reason = 0, ""
+        skipped, reason, size = 0, "", 0
+        most = _MOST_REPEATS * os.path.getsize(self.path) + _MOST_REPEATED_BYTES
         packets = self._container.demux(self._stream)
-        while True:
-            try:
-                packet = next(packets)
-            except StopIteration:
-                break
-            except (FFmpegError, ValueError) as error:
-                self.losses.append(f"reading stopped: {_reason(error)}")
-                break
-            try:
-                frames = packet.decode()
-            except FFmpegError as error:
-                skipped, reason = skipped + 1, _reason(error)
-                continue
-            yield from frames
-        if skipped:
-            self.losses.append(f"{skipped} undecodable packets ({reason})")
+        try:
+            while True:
+                try:
+                    packet = next(packets)
+                except StopIteration:
+                    break
+                except (FFmpegError, ValueError) as error:
+                    self.losses.append(f"reading stopped: {_reason(error)}")
+                    break
+                size += packet.size
+                if size > most:  # an edit list that repeats itself, or a file that grows as fast as it is read
+                    self.losses.append(f"reading stopped: more than {most} bytes came out of it")
+                    break
+                try:
+                    frames = packet.decode()
+                except FFmpegError as error:
+                    skipped, reason = skipped + 1, _reason(error)
+                    continue
+                yield from frames
+        finally:
+            if skipped:
+                self.losses.append(f"{skipped} undecodable packets ({reason})")
 
     def _look(self, raw: VideoFrame) -> None:
         """Learn geometry and origin from the first frame, which knows them better than the header."""
@@ -249,20 +289,37 @@ class Video:
         if self.rotation % 90:
             self.rotation = 0
         aspect = self._stream.codec_context.sample_aspect_ratio or Fraction(1)
+        if not Fraction(1, _WIDEST_PIXEL) <= aspect <= _WIDEST_PIXEL:
+            aspect = Fraction(1)
         width, height = max(1, round(raw.width * aspect)), raw.height
         self.width, self.height = (height, width) if self.rotation in (90, 270) else (width, height)
         if self._origin is None and raw.pts is not None and raw.time_base:
-            self._origin = raw.pts * raw.time_base
+            self._origin, self._tick = raw.pts, raw.time_base
 
-    def _time(self, raw: VideoFrame) -> float | None:
-        if raw.pts is None or not raw.time_base or self._origin is None:
+    def _time(self, pts: int | None, last_s: float | None, step_s: float) -> float | None:
+        """When the frame is shown, by its timestamp. A jump ahead that no film makes counts as one ordinary step."""
+        if pts is None or self._origin is None:
             return None
-        return float(raw.pts * raw.time_base - self._origin)
+        told_s = self._seconds(pts - self._origin)
+        if last_s is None:
+            return told_s
+        if self._left_out_s and 0 < told_s - last_s <= _MOST_STEP_S:
+            self._left_out_s = 0.0  # only single frames were out of order
+        t_s = told_s - self._left_out_s
+        if t_s <= last_s + _MOST_STEP_S:
+            return t_s
+        self._left_out_s = told_s - last_s - step_s
+        self._num_jumps += 1
+        return last_s + step_s
 
-    def _shown_for(self, raw: VideoFrame, step_s: float) -> float:
-        shown_s = float(raw.duration * raw.time_base) if raw.duration and raw.time_base else 0.0
+    def _shown_for(self, ticks: int | None, step_s: float) -> float:
+        shown_s = self._seconds(ticks) if ticks else 0.0
         # Containers with a millisecond clock (FLV) declare one tick; no frame is shown that short.
-        return shown_s if shown_s > 0.002 else step_s
+        return shown_s if 0.002 < shown_s <= _MOST_STEP_S else step_s
+
+    def _seconds(self, ticks: int) -> float:
+        # As exact as with fractions, and much faster.
+        return ticks * self._tick.numerator / self._tick.denominator
 
     def _nominal_fps(self) -> float:
         rate = self._stream.average_rate or self._stream.guessed_rate

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import curation.clips
 import curation.spool
 from curation.clips import divide
 from curation.config import load_plan
@@ -136,6 +137,14 @@ def test_a_shot_put_aside_on_disk_gives_the_same_as_in_memory(footage: Path, mon
     on_disk = decode(footage / "long_take.mp4")
     assert on_disk.clips.equals(in_memory.clips)
     assert on_disk.frames.equals(in_memory.frames)
+
+
+def test_clips_put_together_in_between_are_the_same(footage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    apart = decode(footage / "hard_cuts.mp4")
+    monkeypatch.setattr(curation.clips, "_MOST_TABLES", 1)
+    together = decode(footage / "hard_cuts.mp4")
+    assert together.clips.num_rows == 4
+    assert together.clips.equals(apart.clips)
 
 
 def test_scores_of_the_demo_tell_what_is_true(footage: Path) -> None:

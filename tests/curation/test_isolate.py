@@ -1,0 +1,109 @@
+"""The ceiling on the memory of the process that decodes. Crashes and hangs: test_decode.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from curation.errors import VideoError
+from curation.isolate import Isolated, alive
+
+
+class Hungry:
+    """A worker that takes memory as it is told, and leaves something to be told by."""
+
+    def setup(self) -> None:
+        self.num_calls = 0
+
+    def __call__(self, task: str, mb: int) -> int:
+        self.num_calls += 1
+        if task == "bit by bit":
+            held = []
+            for _ in range(mb):
+                held.append(np.ones(1 << 20, np.uint8))
+                time.sleep(0.002)
+                alive()
+        if task == "at once":
+            np.ones(mb << 20, np.uint8)
+        if task == "answer":
+            return os.getpid()
+        if task == "strange error":
+            raise StrangeError(1, 2)
+        return self.num_calls
+
+
+class StrangeError(Exception):
+    """An exception that pickles and does not come back."""
+
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__(f"strange: {a} {b}")
+
+
+@pytest.fixture
+def child() -> Iterator[Isolated]:
+    isolated = Isolated(Hungry(), stall_s=20, memory_bytes=200 << 20)
+    isolated.start()
+    yield isolated
+    isolated.close()
+
+
+def test_memory_beyond_the_ceiling_costs_one_call(child: Isolated) -> None:
+    assert child.call("bit by bit", 100) == 1
+    with pytest.raises(VideoError, match="the decoder needed more than 200 MB and was stopped"):
+        child.call("bit by bit", 2000)
+    assert child.call("bit by bit", 100) == 1  # in a new child
+    with pytest.raises(VideoError, match="the decoder needed more than 200 MB and was stopped"):
+        child.call("at once", 1 << 20)  # a terabyte: refused by the system, before the parent can look
+    assert child.call("nothing", 0) == 1
+    assert child.call("nothing", 0) == 2
+
+
+def test_an_error_that_does_not_travel_is_told_in_words(child: Isolated) -> None:
+    with pytest.raises(VideoError, match="cannot say how"):
+        child.call("strange error", 0)
+    assert child.call("nothing", 0) == 2  # the same child
+
+
+def test_a_child_that_died_between_calls_is_replaced(child: Isolated) -> None:
+    pid = child.call("answer", 0)
+    assert pid == child.pid
+    os.kill(pid, signal.SIGKILL)
+    wait_for_end(pid)
+    time.sleep(0.5)  # until its last thread is gone
+    assert child.call("answer", 0) != pid
+
+
+def test_no_child_outlives_its_parent(tmp_path: Path) -> None:
+    """Even when the parent is killed and the child hangs."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, signal, sys, threading\n"
+        "from curation.isolate import Isolated\n"
+        "from tests.curation.test_decode import Fragile\n"
+        "if __name__ == '__main__':\n"
+        "    child = Isolated(Fragile(), stall_s=60)\n"
+        "    child.start()\n"
+        "    print(child.pid, flush=True)\n"
+        "    threading.Timer(1, os.kill, (os.getpid(), signal.SIGKILL)).start()\n"
+        "    child.call('hang')\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    pid = int(done.stdout)
+    wait_for_end(pid)
+
+
+def wait_for_end(pid: int) -> None:
+    for _ in range(100):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"process {pid} lives on")

@@ -1,0 +1,215 @@
+"""Files that are well formed and mean harm: playlists, bombs, edit lists that repeat, impossible times."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+import curation.video
+from curation.clips import Range
+from curation.config import load_plan
+from curation.decode import Decode, Decoded, Decoder, decode_video
+from curation.errors import VideoError
+from curation.isolate import Isolated
+from curation.plan import ShardSettings
+from curation.video import Video
+from shards.encode import encode_clip
+from tests.mutants import FPS, HEIGHT, NUM_FRAMES, WIDTH, Kind, make
+
+PLAN = load_plan("weight_free")
+
+
+def decode(path: Path) -> Decoded:
+    return decode_video(str(path), {"video": path.name, "video_id": "0" * 24}, PLAN.decode, PLAN.dense, False)
+
+
+PLAYLISTS = {
+    "list.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nsecret.ts\n#EXT-X-ENDLIST\n",
+    "list.ts": "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nsecret.ts\n#EXT-X-ENDLIST\n",
+    "list.mp4": "ffconcat version 1.0\nfile secret.ts\n",
+    "list.mkv": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n"
+    "a=rtpmap:96 H264/90000\n",
+    "list.mov": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static">'
+    "<Period><AdaptationSet><Representation><BaseURL>secret.ts</BaseURL></Representation></AdaptationSet></Period></MPD>",
+}
+
+
+@pytest.mark.parametrize("name", PLAYLISTS)
+def test_a_playlist_under_any_name_is_no_video(name: str, tmp_path: Path) -> None:
+    make(tmp_path / "secret.ts", Kind("secret.ts", "mpeg2video"))
+    (tmp_path / name).write_text(PLAYLISTS[name])
+    with pytest.raises(VideoError, match="cannot be opened"):
+        Video(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["list.m3u8", "list.mp4"])
+def test_ffmpeg_by_itself_would_read_what_a_playlist_names(name: str, tmp_path: Path) -> None:
+    """Should this fail one day, the test above has lost its point."""
+    make(tmp_path / "secret.ts", Kind("secret.ts", "mpeg2video"))
+    (tmp_path / name).write_text(PLAYLISTS[name])
+    with av.open(str(tmp_path / name)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == NUM_FRAMES
+
+
+def test_a_pattern_of_pictures_is_no_video(tmp_path: Path) -> None:
+    for name in ("frame%d.png", "frame1.png", "frame2.png"):
+        cv2.imwrite(str(tmp_path / name), np.zeros((8, 8), np.uint8))
+        with pytest.raises(VideoError, match="in no video format that is read"):
+            Video(tmp_path / name)
+
+
+def test_a_name_that_looks_like_an_address_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "plain.mp4", Kind("plain.mp4", "mpeg4"))
+    (tmp_path / "plain.mp4").rename("concat:other.mp4")
+    with Video("concat:other.mp4") as video:
+        assert sum(1 for _ in video.frames()) == NUM_FRAMES
+
+
+def resize_canvas(path: Path, width: int, height: int) -> None:
+    """Make a GIF say that it is larger than its pictures."""
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<HH", data, 6, width, height)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("pixels", [(65535, 65535), (20000, 20000)])
+def test_a_frame_of_absurd_size_is_refused(pixels: tuple[int, int], tmp_path: Path) -> None:
+    path = tmp_path / "bomb.gif"
+    make(path, Kind("bomb.gif", "gif", pix_fmt="rgb8"))
+    resize_canvas(path, *pixels)
+    video = decode(path).video
+    assert video["status"] == "failed"
+    assert "no frame could be decoded" in video["error"]
+
+
+def test_a_bomb_costs_one_video(tmp_path: Path) -> None:
+    """A small file whose frames take more memory than the decoder may have, between two sound ones."""
+    make(tmp_path / "sound.mp4", Kind("sound.mp4", "mpeg4"))
+    path = tmp_path / "bomb.gif"
+    make(path, Kind("bomb.gif", "gif", pix_fmt="rgb8"))
+    resize_canvas(path, 12000, 11000)  # half a gigabyte, just below what is refused
+    child = Isolated(Decoder(PLAN.decode, PLAN.dense), stall_s=30, memory_bytes=256 << 20)
+    try:
+        child.start()
+        for name in ("sound.mp4", "bomb.gif", "sound.mp4"):
+            args = str(tmp_path / name), {"video": name, "video_id": "0" * 24}, Range(), str(tmp_path / "sheets")
+            if name == "sound.mp4":
+                assert child.call(*args).num_frames == NUM_FRAMES
+            else:
+                with pytest.raises(VideoError, match="needed more than 256 MB"):
+                    child.call(*args)
+    finally:
+        child.close()
+
+
+def test_the_default_ceiling_is_enough_for_8k() -> None:
+    """10 bit HEVC at 7680x4320 was measured at 900 MB with the default of two threads."""
+    assert Decode().threads == 2
+    assert Decode().memory_mb >= 2 * 900
+
+
+def repeat_edits(data: bytes, times: int) -> bytes:
+    """Make an MP4 whose index stands last show its whole film again and again."""
+    at = data.index(b"elst") - 4
+    length = int.from_bytes(data[at : at + 4], "big")
+    whole = data[at + 16 : at + length][:12]
+    edits = struct.pack(">I4sII", 16 + 12 * times, b"elst", 0, times) + whole * times
+    grown = bytearray(data[:at] + edits + data[at + length :])
+    for box in (b"moov", b"trak", b"edts"):
+        start = grown.index(box) - 4
+        size = int.from_bytes(grown[start : start + 4], "big") + len(edits) - length
+        grown[start : start + 4] = size.to_bytes(4, "big")
+    return bytes(grown)
+
+
+@pytest.mark.parametrize("times", [3, 500])
+def test_an_edit_list_that_repeats_the_film_comes_to_an_end(
+    times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(curation.video, "_MOST_REPEATED_BYTES", 1 << 12)
+    path = tmp_path / "again.mp4"
+    make(path, Kind("again.mp4", "libx264", options=(("preset", "ultrafast"), ("bf", "2"), ("g", "12"))))
+    path.write_bytes(repeat_edits(path.read_bytes(), times))
+    video = decode(path).video
+    assert video["status"] == "done"
+    if times == 3:
+        assert (video["num_frames"], video["error"]) == (3 * NUM_FRAMES, None)
+    else:
+        assert 3 * NUM_FRAMES < video["num_frames"] < 100 * NUM_FRAMES
+        assert "bytes came out of it" in video["error"]
+
+
+def retimed(path: Path, time_base: Fraction, time_of: Callable[[int], int]) -> None:
+    """A film whose frame i is shown at ``time_of(i)`` ticks."""
+    make(path.with_suffix(".avi"), Kind("sound.avi", "mjpeg", pix_fmt="yuvj420p"))
+    with av.open(str(path.with_suffix(".avi"))) as sound, av.open(str(path), "w") as out:
+        stream = out.add_stream_from_template(sound.streams.video[0])
+        stream.time_base = time_base
+        for i, packet in enumerate(p for p in sound.demux(video=0) if p.size):
+            packet.stream, packet.time_base = stream, time_base
+            packet.pts, packet.dts = time_of(i), min(time_of(i), time_of(i + 1) - 1)
+            packet.duration = max(1, time_of(i + 1) - time_of(i))
+            out.mux(packet)
+
+
+DAY = 86400 * 1000  # milliseconds
+
+
+@pytest.mark.parametrize("name", ["jump.mkv", "jump.mov"])
+def test_timestamps_that_jump_by_a_day_are_closed_up(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    retimed(path, Fraction(1, 1000), lambda i: 40 * i + DAY * (i >= 30))
+    decoded = decode(path)
+    video = decoded.video
+    assert (video["status"], video["num_frames"]) == ("done", NUM_FRAMES)
+    assert video["duration_s"] == pytest.approx(NUM_FRAMES * 0.04, abs=0.01)
+    assert "1 jumps of more than 600 s in the timestamps left out" in video["error"]
+    for clip in decoded.clips.to_pylist():  # found again by seeking, behind the jump too
+        assert encode_clip(str(path), clip, ShardSettings())
+
+
+def test_one_wild_timestamp_moves_only_its_own_frame(tmp_path: Path) -> None:
+    path = tmp_path / "wild.mkv"
+    retimed(path, Fraction(1, 1000), lambda i: 40 * i + DAY * (i == 17))
+    with Video(path) as video:
+        assert [frame.t_s for frame in video.frames()] == pytest.approx([0.04 * i for i in range(NUM_FRAMES)])
+
+
+def test_a_still_held_for_minutes_is_believed(tmp_path: Path) -> None:
+    path = tmp_path / "slides.mkv"
+    retimed(path, Fraction(1, 1000), lambda i: 300_000 * i)
+    video = decode(path).video
+    assert video["error"] is None
+    assert video["duration_s"] == pytest.approx(300 * NUM_FRAMES)
+    assert video["num_clips"] <= NUM_FRAMES
+
+
+def test_a_rate_of_a_billion_frames_a_second_is_not_believed(tmp_path: Path) -> None:
+    path = tmp_path / "fast.mkv"
+    retimed(path, Fraction(1, 1000), lambda i: 0)
+    decoded = decode(path)
+    assert decoded.video["num_frames"] == NUM_FRAMES
+    assert decoded.video["fps"] <= 1000
+    ids = decoded.clips["clip_id"].to_pylist()
+    assert len(set(ids)) == len(ids)
+
+
+def test_pixels_of_absurd_shape_are_taken_for_square(tmp_path: Path) -> None:
+    path = tmp_path / "shape.mkv"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mjpeg", rate=FPS)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuvj420p"
+        stream.sample_aspect_ratio = Fraction(1, 1000)
+        out.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8))))
+        out.mux(stream.encode(None))
+    video = decode(path).video
+    assert (video["width"], video["height"]) == (WIDTH, HEIGHT)
