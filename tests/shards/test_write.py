@@ -24,7 +24,8 @@ from curation.plan import ShardSettings
 from curation.run import run
 from curation.table import Store
 from curation.video import Video
-from shards.encode import encode_clip, output_size
+from shards.encode import cut_clip
+from shards.picture import output_size
 from shards.write import ShardSet
 from tests.helpers import shard_bytes
 
@@ -150,7 +151,7 @@ def test_a_clip_has_exactly_its_frames(fps: Fraction, start: int, end: int, tmp_
     with Video(source) as video:
         times = [frame.t_s for frame in video.frames()] + [video.end_s]
     row = {"start_s": times[start], "end_s": times[end], "num_frames": end - start, "fps": float(fps)}
-    clip = encode_clip(str(source), row, ShardSettings(crf=10))
+    clip = cut_clip(str(source), row, ShardSettings(crf=10)).mp4
     assert numbers(io.BytesIO(clip)) == list(range(start, end))
 
 
@@ -158,7 +159,7 @@ def test_a_source_that_has_lost_frames_is_refused(tmp_path: Path) -> None:
     counter_film(tmp_path / "source.mp4", Fraction(24), 20)
     row = {"start_s": 0.0, "end_s": 2.0, "num_frames": 48, "fps": 24.0}
     with pytest.raises(VideoError, match=r"gave 20 frames from 0.000 to 2.000 s, not 48"):
-        encode_clip(str(tmp_path / "source.mp4"), row, ShardSettings())
+        cut_clip(str(tmp_path / "source.mp4"), row, ShardSettings())
 
 
 def test_encoding_repeats_byte_for_byte(tmp_path: Path) -> None:
@@ -166,7 +167,7 @@ def test_encoding_repeats_byte_for_byte(tmp_path: Path) -> None:
     film = Film(name="f.mp4", width=320, height=240, shots=(Shot(camera="pan_right", camera_speed=0.4, seconds=1.5),))
     write_film(tmp_path / film.name, film)
     row = {"start_s": 0.0, "end_s": 1.5, "num_frames": 36, "fps": 24.0}
-    clips = [encode_clip(str(tmp_path / film.name), row, ShardSettings()) for _ in range(40)]
+    clips = [cut_clip(str(tmp_path / film.name), row, ShardSettings()).mp4 for _ in range(40)]
     assert len(collections.Counter(clips)) == 1
 
 
@@ -174,7 +175,7 @@ def test_settings_of_the_encoder_are_used(tmp_path: Path) -> None:
     film = Film(name="f.mp4", shots=(Shot(camera="pan_right", camera_speed=0.4, seconds=2.0),))
     write_film(tmp_path / film.name, film)
     row = {"start_s": 0.0, "end_s": 2.0, "num_frames": 48, "fps": 24.0}
-    clip = encode_clip(str(tmp_path / film.name), row, ShardSettings(short_side_px=180, gop_s=0.5))
+    clip = cut_clip(str(tmp_path / film.name), row, ShardSettings(short_side_px=180, gop_s=0.5)).mp4
     with av.open(io.BytesIO(clip)) as container:
         frames = list(container.decode(video=0))
     assert {(frame.width, frame.height) for frame in frames} == {(320, 180)}
@@ -246,7 +247,7 @@ def test_a_film_of_another_pipeline_and_size_mid_stream_is_no_problem(tmp_path: 
     summary = run("as_is", [str(tmp_path / "changes.h264")], tmp_path / "out", engine="local", shards=False)
     rows = Store(tmp_path / "out").clips().to_pylist()
     assert summary.videos["done"] == 1
-    clip = encode_clip(str(tmp_path / "changes.h264"), rows[0], ShardSettings())
+    clip = cut_clip(str(tmp_path / "changes.h264"), rows[0], ShardSettings()).mp4
     with av.open(io.BytesIO(clip)) as container:
         frames = list(container.decode(video=0))
     assert len(frames) == rows[0]["num_frames"] == 60
