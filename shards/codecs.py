@@ -60,7 +60,7 @@ CODECS: dict[str, Codec] = {
     ),
     "av1": Codec(
         encoder="libsvtav1",
-        presets=tuple(range(12, -1, -1)),
+        presets=tuple(range(10, -1, -1)),  # with 12, small things that change between frames were left as they were
         preset=8,
         max_crf=63,
         crf=30,

@@ -69,8 +69,10 @@ def remux_clip(
         track = open_files.enter_context(sound)
         try:
             with Movie(target) as movie:
-                copy = movie.output.add_stream_from_template(stream)
+                copy = movie.output.add_stream_from_template(stream, opaque=True)
                 copy.time_base = stream.time_base
+                if clip.codec == "hevc":
+                    copy.codec_context.codec_tag = "hvc1"  # as for encoded clips
                 movie.add_sound(track)
                 for packet in packets:
                     packet.stream = copy
