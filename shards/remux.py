@@ -118,7 +118,8 @@ def _look(source: str, row: dict[str, Any], settings: ShardSettings, threads: in
     if len(kinds) > 1:
         raise CannotCopyError("the resolution changes within the clip")
     if settings.short_side_px and min(size) > settings.short_side_px:
-        raise CannotCopyError(f"{size[0]}x{size[1]} is scaled down to {output_size(*size, settings.short_side_px)}")
+        smaller = output_size(*size, settings.short_side_px)
+        raise CannotCopyError(f"{size[0]}x{size[1]} is scaled down to {smaller[0]}x{smaller[1]}")
     rotation = next(iter(kinds))[3]
     return _Clip(pts, end, pictures, rotation, size, video.codec, span.origin_s)
 

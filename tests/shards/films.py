@@ -94,9 +94,7 @@ FILMS = {
     "variable": Film(fps=Fraction(1000), ticks=_uneven, time_base=_MS),
     "variable_matroska": Film(suffix=".mkv", fps=Fraction(25), ticks=_uneven, time_base=_MS),
     "open_gop": Film(options={"g": "12", "bf": "3", "x264-params": "open-gop=1:scenecut=0"}),
-    "open_gop_hevc": Film(
-        codec="libx265", options={"x265-params": "open-gop=1:keyint=12:min-keyint=12:log-level=0"}
-    ),
+    "open_gop_hevc": Film(codec="libx265", options={"x265-params": "open-gop=1:keyint=12:min-keyint=12:log-level=0"}),
     "starts_at_10_s": Film(suffix=".mkv", ticks=lambda i: 10000 + round(i * 1000 / 24), time_base=_MS),
     "edit_list_and_negative_times": Film(hidden=17),
     "shown_before_decoded": Film(muxer={"movflags": "+negative_cts_offsets"}),
