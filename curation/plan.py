@@ -32,7 +32,7 @@ class ShardSettings:
     # encode: frame-exact and all alike. remux: packets are copied, without loss, where a clip can be cut out like that,
     # and encoded where not. copy: whole MP4 files go in as they are, and nothing below matters.
     video: Literal["encode", "remux", "copy"] = "encode"
-    codec: Literal["h264", "hevc", "vp9", "av1"] = "h264"  # what every loader opens, down to a third smaller and slower
+    codec: Literal["h264", "hevc", "vp9", "av1"] = "h264"  # every loader opens h264, quickly; the others are smaller
     preset: int | str | None = None  # the codec's own trade of time for size; null is a fast one
     crf: int | None = None  # the codec's own scale, lower is better and larger; null is visually lossless
     gop_s: Annotated[float, Gt(0)] = 1.0  # a keyframe at least this often, for random access in training

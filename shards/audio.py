@@ -18,6 +18,7 @@ from av.error import FFmpegError
 
 from curation.errors import VideoError
 from curation.isolate import alive
+from shards.mux import open_source
 
 _RATES = (48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)  # in Hz; any other becomes the first
 _BITS_PER_CHANNEL = 96000  # a second: no difference is heard
@@ -54,7 +55,7 @@ def _write(source: str, start_s: float, length_s: float, path: str) -> None:
     Raises:
         VideoError, FFmpegError, ValueError: there is no sound, or it cannot be had whole.
     """
-    with av.open(source, metadata_errors="replace") as container:
+    with open_source(source) as container:
         if not container.streams.audio:
             raise VideoError("has no sound")
         stream = container.streams.audio[0]

@@ -1,4 +1,4 @@
-"""Writing the MP4 of a clip: one video track and, where there is sound, one audio track, interleaved."""
+"""Reading packets of a source, and writing the MP4 of a clip: one video track and, with sound, one audio track."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import av
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
+
+
+def open_source(path: str) -> InputContainer:
+    """Open a stranger's file, and nothing else that it may name."""
+    return av.open(f"file:{path}", metadata_errors="replace", options={"protocol_whitelist": "file"})
 
 
 class Movie:

@@ -19,6 +19,7 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from curation.colour import is_hdr, to_sdr
+from curation.isolate import alive
 from curation.video import Frame, Video
 
 _SAME_TIME_S = 1e-6
@@ -45,6 +46,7 @@ class Span:
 
     def __iter__(self) -> Iterator[Frame]:
         for frame in self._video.frames(self._start_s):
+            alive()
             if frame.index == 0:
                 turned = frame.rotation in (90, 270)
                 shown = self._video.height if turned else self._video.width

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import zlib
-from fractions import Fraction
 from typing import Any
 
 import av
@@ -18,13 +17,14 @@ from curation.colour import is_hdr
 from curation.errors import CutroomError, VideoError
 from curation.isolate import alive
 from curation.plan import ShardSettings
-from curation.video import Video
+from curation.video import Frame, Video
 from shards.audio import soundtrack
-from shards.mux import Movie
+from shards.mux import Movie, open_source
 from shards.picture import Span, displayed_size, output_size
 
 _CODECS = {"h264", "hevc", "vp9", "av1"}  # what MP4 holds and loaders read
 _SEEKABLE = {"mov", "matroska"}
+_SAME_TIME_S = 1e-4
 
 
 class CannotCopyError(CutroomError):
@@ -35,8 +35,9 @@ class CannotCopyError(CutroomError):
 class _Clip:
     """What a copy must show: the clip's frames as the source shows them."""
 
-    pts: list[int]
+    pts: list[int]  # on the stream's clock
     end: int  # when the last one ends, on the same clock
+    times_s: list[float]  # counted from the clip's start
     pictures: list[int]  # checksums
     rotation: int
     size: tuple[int, int]  # (width, height) as displayed
@@ -58,7 +59,7 @@ def remux_clip(
     """
     clip = _look(source, row, settings, threads)
     with contextlib.ExitStack() as open_files:
-        container = open_files.enter_context(av.open(source, metadata_errors="replace"))
+        container = open_files.enter_context(open_source(source))
         if not _SEEKABLE & set(container.format.name.split(",")):
             raise CannotCopyError(f"packets of {container.format.long_name} cannot be found by their time")
         pictures = av.stream.Disposition.attached_pic
@@ -79,7 +80,7 @@ def remux_clip(
                 movie.mux(packets)
         except (FFmpegError, ValueError) as error:
             raise CannotCopyError(f"MP4 does not take the packets ({error})") from error
-    _prove(target, clip, stream.time_base, threads)
+    _prove(target, clip, threads)
     return {
         "num_frames": len(clip.pts),
         "fps": row["fps"],
@@ -97,17 +98,16 @@ def _look(source: str, row: dict[str, Any], settings: ShardSettings, threads: in
             raise CannotCopyError(f"{video.codec} is not copied into MP4")
         span = Span(video, row["start_s"], row["end_s"])
         pts: list[int] = []
-        pictures, kinds, end, size = [], set(), 0, (0, 0)
+        times_s, pictures, kinds, end, size = [], [], set(), 0, (0, 0)
         for frame in span:
-            alive()
-            raw = frame.raw
-            if is_hdr(raw) or raw.interlaced_frame:
-                raise CannotCopyError("HDR is tone-mapped" if is_hdr(raw) else "interlaced pictures are made whole")
+            raw, size = frame.raw, displayed_size(frame, span.aspect)
+            if why := _why_not(frame, size, settings):
+                raise CannotCopyError(why)
             if raw.pts is None or not raw.time_base or (pts and raw.pts <= pts[-1]):
-                raise CannotCopyError("frames without a time of their own")
-            size = displayed_size(frame, span.aspect)
+                raise CannotCopyError("there are frames without a time of their own")
             kinds.add((raw.width, raw.height, raw.format.name, frame.rotation))
             pts.append(raw.pts)
+            times_s.append(frame.t_s - row["start_s"])
             pictures.append(checksum(raw))
             end = raw.pts + max(1, round((row["end_s"] - frame.t_s) / raw.time_base))
     if span.num_frames != row["num_frames"]:
@@ -117,11 +117,20 @@ def _look(source: str, row: dict[str, Any], settings: ShardSettings, threads: in
         )
     if len(kinds) > 1:
         raise CannotCopyError("the resolution changes within the clip")
+    rotation = next(iter(kinds))[3]
+    return _Clip(pts, end, times_s, pictures, rotation, size, video.codec, span.origin_s)
+
+
+def _why_not(frame: Frame, size: tuple[int, int], settings: ShardSettings) -> str | None:
+    """What would have to be done to a frame that only encoding can do."""
+    if is_hdr(frame.raw):
+        return "HDR is tone-mapped"
+    if frame.raw.interlaced_frame:
+        return "interlaced pictures are made whole"
     if settings.short_side_px and min(size) > settings.short_side_px:
         smaller = output_size(*size, settings.short_side_px)
-        raise CannotCopyError(f"{size[0]}x{size[1]} is scaled down to {smaller[0]}x{smaller[1]}")
-    rotation = next(iter(kinds))[3]
-    return _Clip(pts, end, pictures, rotation, size, video.codec, span.origin_s)
+        return f"{size[0]}x{size[1]} is scaled down to {smaller[0]}x{smaller[1]}"
+    return None
 
 
 def _find(container: av.container.InputContainer, stream: av.VideoStream, clip: _Clip) -> list[Packet]:
@@ -153,7 +162,7 @@ def _find(container: av.container.InputContainer, stream: av.VideoStream, clip: 
     return found
 
 
-def _prove(target: str, clip: _Clip, time_base: Fraction | None, threads: int) -> None:
+def _prove(target: str, clip: _Clip, threads: int) -> None:
     """Decode the copy and compare it with what the source showed."""
     shown = []
     try:
@@ -161,7 +170,7 @@ def _prove(target: str, clip: _Clip, time_base: Fraction | None, threads: int) -
             for frame in copy.frames():
                 alive()
                 shown.append(checksum(frame.raw))
-                same_time = abs(frame.t_s - (clip.pts[len(shown) - 1] - clip.pts[0]) * float(time_base or 0)) < 1e-4
+                same_time = abs(frame.t_s - clip.times_s[len(shown) - 1]) < _SAME_TIME_S
                 if not same_time or frame.rotation != clip.rotation:
                     raise CannotCopyError("the copy shows its frames at other times or turned")
             losses = copy.losses

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import av
 import pytest
+import yaml
 
-from curation.config import load_plan
+from curation.config import default_file, load_plan
 from curation.errors import ConfigError
 from curation.plan import ShardSettings
 from shards.codecs import CODECS, misfit
@@ -79,3 +82,14 @@ def test_only_what_decides_the_bytes_is_in_the_key() -> None:
     ]
     assert len({base, *map(encoding_key, others)}) == len(others) + 1
     assert encoding_key(ShardSettings(video="copy")) == encoding_key(ShardSettings(video="copy", crf=3))
+
+
+def test_the_defaults_in_the_comments_of_pipelines_yaml_are_true() -> None:
+    comments = re.findall(r"^#   ([a-z_]+): (\S+)", default_file().read_text(encoding="utf-8"), re.MULTILINE)
+    settings = dataclasses.asdict(ShardSettings())
+    assert {name: yaml.safe_load(value) for name, value in comments} == settings
+    text = default_file().read_text(encoding="utf-8")
+    for name, codec in CODECS.items():
+        scale = f" of {codec.presets[-1]}..{codec.presets[0]}" if isinstance(codec.preset, int) else ""
+        assert f"{codec.preset}{scale} ({name})" in text
+        assert f"{codec.crf} ({name})" in text
