@@ -15,8 +15,10 @@ import functools
 
 import numpy as np
 from av.video.frame import VideoFrame
-from av.video.reformatter import Colorspace, ColorTrc
+from av.video.reformatter import Colorspace, ColorTrc, Interpolation
 
+# Without the flags each kind of processor rounds in its own way, some by up to two codes too dark.
+EXACT_AREA = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 _PQ, _HLG = int(ColorTrc.SMPTE2084), int(ColorTrc.ARIB_STD_B67)
 _PEAK = 1000.0  # cd/m², the brightest that is told apart
 _UNIT = 160.0  # cd/m², shown at half of full light; puts BT.2408's white sheet of paper (203 cd/m²) at 80% of the code
@@ -39,7 +41,7 @@ def to_sdr(frame: VideoFrame, width: int, height: int) -> np.ndarray:
     # The chroma of footage that names no matrix can only be BT.2020's.
     matrix = Colorspace.BT2020 if frame.colorspace == _MATRIX_UNKNOWN else None
     coded = frame.reformat(
-        width, height, "rgb48le", src_colorspace=matrix, dst_colorspace=matrix, interpolation="AREA", threads=1
+        width, height, "rgb48le", src_colorspace=matrix, dst_colorspace=matrix, interpolation=EXACT_AREA, threads=1
     ).to_ndarray()
     render = _render_pq if frame.color_trc == _PQ else _render_hlg
     shown = np.empty((height, width, 3), np.uint8)

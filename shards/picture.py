@@ -18,7 +18,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
-from curation.colour import is_hdr, to_sdr
+from curation.colour import EXACT_AREA, is_hdr, to_sdr
 from curation.isolate import alive
 from curation.video import Frame, Video
 
@@ -134,7 +134,7 @@ class Painter:
             dst_colorspace=matrix,
             dst_color_range=full_range,
             src_color_range=ColorRange.JPEG if Tags.of(source).full_range else None,
-            interpolation="AREA",
+            interpolation=EXACT_AREA,
             threads=1,
         )
 

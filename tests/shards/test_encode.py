@@ -71,7 +71,7 @@ def test_a_clip_has_exactly_its_frames_at_their_times(name: str, made: Made) -> 
 
 @pytest.mark.parametrize("video", ["encode", "remux"])
 @pytest.mark.parametrize("name", FILMS)
-@hypothesis.settings(max_examples=3, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=5, deadline=None, derandomize=True)
 @hypothesis.given(cuts=strategies.sets(strategies.integers(1, 42), max_size=4))
 def test_the_clips_of_a_shot_partition_it(name: str, video: Any, cuts: set[int], made: Made) -> None:
     path, times, hidden = made(name)
