@@ -59,33 +59,38 @@ def _write(source: str, start_s: float, length_s: float, path: str) -> None:
         if not container.streams.audio:
             raise VideoError("has no sound")
         stream = container.streams.audio[0]
+        if stream.codec_context is None:
+            raise VideoError("has sound that no decoder is known for")
         rate = stream.rate if stream.rate in _RATES else _RATES[0]
         layout = "mono" if stream.channels == 1 else "stereo"
-        frames = _converted(_from(container, stream, start_s), AudioResampler("fltp", layout, rate))
-        with av.open(path, "w", format="mp4", options={"fflags": "+bitexact"}) as output:
-            track = output.add_stream("aac", rate=rate, layout=layout, options={"flags": "+bitexact"})
-            track.bit_rate = _BITS_PER_CHANNEL * track.channels
-            written = 0
-            for samples in _placed(frames, start_s, round(length_s * rate), rate, track.channels):
-                frame = AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
-                frame.sample_rate, frame.pts, frame.time_base = rate, written, Fraction(1, rate)
-                output.mux(track.encode(frame))
-                written += samples.shape[1]
-            output.mux(track.encode(None))
+    frames = _converted(_from(source, start_s), AudioResampler("fltp", layout, rate))
+    with av.open(path, "w", format="mp4", options={"fflags": "+bitexact"}) as output:
+        track = output.add_stream("aac", rate=rate, layout=layout, options={"flags": "+bitexact"})
+        track.bit_rate = _BITS_PER_CHANNEL * track.channels
+        written = 0
+        for samples in _placed(frames, start_s, round(length_s * rate), rate, track.channels):
+            frame = AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
+            frame.sample_rate, frame.pts, frame.time_base = rate, written, Fraction(1, rate)
+            output.mux(track.encode(frame))
+            written += samples.shape[1]
+        output.mux(track.encode(None))
 
 
-def _from(container: InputContainer, stream: AudioStream, start_s: float) -> Iterator[AudioFrame]:
+def _from(source: str, start_s: float) -> Iterator[AudioFrame]:
     """Decode from somewhat before ``start_s``, or from the beginning where seeking leads elsewhere."""
-    if _SEEKABLE & set(container.format.name.split(",")) and stream.time_base:
-        container.seek(int((start_s - _RUN_UP_S) / stream.time_base), stream=stream)
+    with open_source(source) as container:
+        stream, first = container.streams.audio[0], None
         frames = _decoded(container, stream, start_s)
-        first = next(frames, None)
+        if _SEEKABLE & set(container.format.name.split(",")) and stream.time_base:
+            with contextlib.suppress(FFmpegError):
+                container.seek(int((start_s - _RUN_UP_S) / stream.time_base), stream=stream)
+                first = next(frames, None)
         if first is not None and first.time is not None and first.time <= start_s:
             yield first
             yield from frames
             return
-        container.seek(0, any_frame=True)
-    yield from _decoded(container, stream, start_s)
+    with open_source(source) as container:
+        yield from _decoded(container, container.streams.audio[0], start_s)
 
 
 def _decoded(container: InputContainer, stream: AudioStream, start_s: float) -> Iterator[AudioFrame]:

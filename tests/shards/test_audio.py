@@ -129,6 +129,14 @@ def test_damaged_sound_costs_the_sound_and_not_the_clip(settings: ShardSettings,
         assert not container.streams.audio
 
 
+def test_sound_in_an_unknown_codec_costs_the_sound_and_not_the_clip(settings: ShardSettings, tmp_path: Path) -> None:
+    source = beeping(tmp_path / "source.mp4")
+    source.write_bytes(source.read_bytes().replace(b"mp4a", b"zzzz").replace(b"esds", b"free"))
+    cut = cut_clip(str(source), span(times_of(source), 25, 75), settings)
+    assert numbers(cut.mp4) == list(range(25, 75))
+    assert not cut.facts["has_audio"]
+
+
 def test_a_film_without_sound_stays_one(settings: ShardSettings, tmp_path: Path) -> None:
     from tests.shards.films import Film
 
