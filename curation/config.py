@@ -24,6 +24,7 @@ from curation.rules import Rule
 from curation.stage import Filter, Stage
 from curation.table import CAPTIONS, CLIPS, extend
 from filters import FILTERS
+from shards.codecs import misfit
 
 STAGES: dict[str, str] = {"decode": "curation.decode:Decode", **FILTERS, **CAPTIONERS}
 
@@ -68,6 +69,9 @@ def load_plan(pipeline: str, file: str | os.PathLike[str] | None = None) -> Plan
     spec: Spec = document.validate(Spec, (pipeline,))
     stages = [_stage(document, (pipeline, "stages", i)) for i in range(len(spec.stages))]
     _check_order(document, pipeline, stages)
+    if wrong := misfit(spec.shards):
+        setting, why = wrong
+        raise document.error((pipeline, "shards", setting), f"{setting}: {why}")
     return _plan(document, pipeline, spec, stages)
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from annotated_types import Ge, Gt, Le
 
 from curation.rules import Rule
-from curation.stage import Filter, Stage
+from curation.stage import Filter, Stage, operational
 from curation.table import CAPTIONS, CLIPS, SHARDED, extend
 
 
@@ -22,11 +22,6 @@ class Step:
     rules: dict[str, Rule]
 
 
-Preset = Literal[
-    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"
-]
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardSettings:
     """How accepted clips are encoded and packed, as written under ``shards:``."""
@@ -34,11 +29,17 @@ class ShardSettings:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
 
     max_samples: Annotated[int, Ge(1)] = 256  # per shard; counted, not weighed, so that the plan needs no encoding
-    video: Literal["encode", "copy"] = "encode"  # copy: whole MP4 files go in as they are
-    short_side_px: Annotated[int, Ge(16)] | None = None  # scale down to this; null keeps the size
-    crf: Annotated[int, Ge(0), Le(51)] = 18
-    preset: Preset = "veryfast"
+    # encode: frame-exact and all alike. remux: packets are copied, without loss, where a clip can be cut out like that,
+    # and encoded where not. copy: whole MP4 files go in as they are, and nothing below matters.
+    video: Literal["encode", "remux", "copy"] = "encode"
+    codec: Literal["h264", "hevc", "vp9", "av1"] = "h264"  # every loader opens h264, quickly; the others are smaller
+    preset: int | str | None = None  # the codec's own trade of time for size; null is a fast one
+    crf: int | None = None  # the codec's own scale, lower is better and larger; null is visually lossless
     gop_s: Annotated[float, Gt(0)] = 1.0  # a keyframe at least this often, for random access in training
+    short_side_px: Annotated[int, Ge(16)] | None = None  # scale down to this; null keeps the size
+    fps: Annotated[float, Gt(0), Le(1000)] | None = None  # show so many frames a second; null keeps each and its time
+    audio: Literal["drop", "keep"] = "drop"  # keep: as AAC, where there is sound; training on pictures does not need it
+    stall_s: Annotated[float, Gt(0)] = operational(300.0)  # an encoder without progress for so long costs its clip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,127 +1,203 @@
-"""Cutting one clip out of its source: frame-exact re-encoding with settings that make the output reproducible."""
+"""Cutting one clip out of its source: frame-exact, with settings that make the output reproducible."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import itertools
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
-import av
-import numpy as np
 from av.error import FFmpegError
-from av.video.frame import PictureType, VideoFrame
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
-from curation.errors import VideoError
+from curation.errors import UsageError, VideoError
+from curation.isolate import alive
 from curation.plan import ShardSettings
 from curation.video import Frame, Video
+from shards.audio import soundtrack
+from shards.codecs import CODECS, encoder_options, misfit
+from shards.mux import Movie
+from shards.picture import Painter, Span, progressive
+from shards.remux import CannotCopyError, remux_clip
 
-VERSION = 1  # raise it when the same settings would give other bytes
-_CLOCK = 90000  # ticks per second of the clip's timestamps
+VERSION = 2  # raise it when the same settings would give other bytes
+_CLOCK = 90000  # ticks per second of the timestamps of clips that keep their frames' own times
 _SAME_TIME_S = 1e-6
+# Rates that people round when they write them: frames per second over 1.001.
+_NTSC = [Fraction(1000 * n, 1001) for n in (24, 30, 48, 60, 120)]
 
 
-def encode_clip(source: str, row: dict[str, Any], settings: ShardSettings, *, threads: int = 1) -> bytes:
-    """Decode one clip from its source and encode it as H.264 in MP4: upright, square pixels, no audio.
+class Cut(NamedTuple):
+    """A clip as it goes into a shard."""
 
-    Every frame of the span is in the result exactly once, at its own presentation time counted from the clip's start.
+    mp4: bytes
+    how: str  # encoded | remuxed | copied
+    facts: dict[str, Any]  # what the MP4 holds: num_frames, fps, width, height (as displayed), codec, has_audio
+    why: str = ""  # it is encoded, although packets were to be copied
+    reused: bool = False  # it was made earlier
+
+    @property
+    def by(self) -> str:
+        """What was done for it now; names the counter that it raises."""
+        return "reused" if self.reused else self.how
+
+
+class Shown(NamedTuple):
+    """A frame of the clip with its time and how long it is shown, in ticks."""
+
+    frame: Frame
+    pts: int
+    duration: int
+
+
+@dataclasses.dataclass
+class Cutter:
+    """Cuts clips; lives in a child process, because sources are strangers' files."""
+
+    settings: ShardSettings
+
+    def setup(self) -> None:
+        os.environ.setdefault("SVT_LOG", "1")  # else SVT-AV1 tells about itself on every clip
+        if wrong := misfit(self.settings):
+            raise UsageError(f"shards: {wrong[0]}: {wrong[1]}")
+
+    def __call__(self, source: str, row: dict[str, Any]) -> Cut:
+        return cut_clip(source, row, self.settings)
+
+
+def cut_clip(source: str, row: dict[str, Any], settings: ShardSettings, *, threads: int = 1) -> Cut:
+    """Cut one clip out of its source, as MP4: every frame of the span exactly once, counted from the clip's start.
 
     Args:
         source: path of the source video.
-        row: the clip's row, with ``start_s``, ``end_s`` and ``num_frames``.
-        settings: encoder settings.
-        threads: decoder threads; the encoder always uses one, because its output depends on their number.
+        row: the clip's row, with ``start_s``, ``end_s``, ``num_frames`` and ``fps``.
+        settings: with ``video: remux`` packets are copied where that gives exactly the clip's frames.
+        threads: decoder threads; encoders always use one, because their output depends on their number.
 
     Raises:
         VideoError: the source cannot be read, or does not give the frames that the row promises.
     """
-    start_s, end_s, promised = row["start_s"], row["end_s"], row["num_frames"]
-    rate = Fraction(row["fps"]).limit_denominator(1001)
     with tempfile.TemporaryDirectory(prefix="cutroom-") as folder:
-        target = os.path.join(folder, "clip.mp4")
-        with Video(source, threads=threads) as video:
-            written = _encode(span(video, start_s, end_s), start_s, rate, video, settings, target)
-        if written != promised:
-            raise VideoError(f"the source gave {written} frames from {start_s:.3f} to {end_s:.3f} s, not {promised}")
-        with open(target, "rb") as file:
-            return file.read()
+        target, why = os.path.join(folder, "clip.mp4"), ""
+        try:
+            if settings.video == "remux":
+                try:
+                    facts = remux_clip(source, row, settings, target, threads=threads)
+                    return Cut(_read(target), "remuxed", facts)
+                except CannotCopyError as reason:
+                    why = str(reason)
+            facts = _encode_clip(source, row, settings, target, threads)
+            return Cut(_read(target), "encoded", facts, why)
+        except FFmpegError as error:
+            raise VideoError(f"encoding failed: {error}") from error
 
 
-def span(video: Video, start_s: float, end_s: float) -> Iterator[Frame]:
-    """The frames with start_s <= t < end_s."""
-    for frame in video.frames(start_s):
-        if frame.t_s >= end_s - _SAME_TIME_S:
-            break
-        if frame.t_s >= start_s - _SAME_TIME_S:
-            yield frame
-
-
-def _encode(
-    frames: Iterator[Frame], start_s: float, rate: Fraction, video: Video, settings: ShardSettings, target: str
-) -> int:
-    stream, written = None, 0
-    try:
-        # bitexact leaves out the version of the muxer, faststart lets training read a clip from its first bytes.
-        options = {"movflags": "+faststart", "fflags": "+bitexact"}
-        with av.open(target, "w", format="mp4", options=options) as output:
-            for frame in frames:
-                if stream is None:
-                    width, height = output_size(video.width, video.height, settings.short_side_px)
-                    stream = output.add_stream("libx264", rate=rate, options=_options(settings, rate))
-                    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-                    stream.codec_context.time_base = Fraction(1, _CLOCK)
-                    stream.codec_context.thread_count = 1
-                upright = _upright(frame, width, height)
-                upright.pts = round((frame.t_s - start_s) * _CLOCK)
-                upright.time_base = Fraction(1, _CLOCK)
-                output.mux(stream.encode(upright))
-                written += 1
-            if stream is not None:
-                output.mux(stream.encode(None))
-    except FFmpegError as error:
-        raise VideoError(f"encoding failed: {error}") from error
-    return written
-
-
-def _options(settings: ShardSettings, rate: Fraction) -> dict[str, str]:
+def _encode_clip(
+    source: str, row: dict[str, Any], settings: ShardSettings, target: str, threads: int
+) -> dict[str, Any]:
+    start_s, end_s, promised = row["start_s"], row["end_s"], row["num_frames"]
+    with Video(source, threads=threads) as video:
+        span = Span(video, start_s, end_s)
+        frames = progressive(span)
+        first = next(frames, None)
+        if first is None:
+            raise VideoError(f"the source gave no frame from {start_s:.3f} to {end_s:.3f} s, not {promised}")
+        frames = itertools.chain([first], frames)
+        rate = exact_rate(settings.fps) if settings.fps else Fraction(row["fps"]).limit_denominator(1001)
+        shown = resampled(frames, start_s, end_s, rate) if settings.fps else as_is(frames, start_s, end_s)
+        painter = Painter(first, span.aspect, settings.short_side_px)
+        keep = settings.audio == "keep"
+        sound = soundtrack(source, span.origin_s, start_s, end_s) if keep else contextlib.nullcontext()
+        with sound as track, Movie(target) as movie:
+            stream = movie.output.add_stream(
+                CODECS[settings.codec].encoder, rate=rate, options=encoder_options(settings, rate)
+            )
+            assert isinstance(stream, VideoStream)
+            _describe(stream, painter, settings, 1 / rate if settings.fps else Fraction(1, _CLOCK))
+            movie.add_sound(track)
+            num_frames = movie.mux(_packets(stream, shown, painter))
+    if span.num_frames != promised:
+        raise VideoError(
+            f"the source gave {span.num_frames} frames from {start_s:.3f} to {end_s:.3f} s, not {promised}"
+        )
     return {
-        "crf": str(settings.crf),
-        "preset": settings.preset,
-        "g": str(max(1, round(settings.gop_s * rate))),
-        "flags": "+bitexact",
-        # Without it x264's assembly gives other bits in about one run of ten, and on other CPUs.
-        "x264-params": "cpu-independent=1",
+        "num_frames": num_frames,
+        "fps": float(rate) if settings.fps else row["fps"],
+        "width": painter.width,
+        "height": painter.height,
+        "codec": settings.codec,
+        "has_audio": movie.has_audio,
     }
 
 
-def output_size(width: int, height: int, short_side_px: int | None) -> tuple[int, int]:
-    """The encoded size: scaled down so that the short side is ``short_side_px``, and even, as H.264 demands."""
-    scale = min(1.0, short_side_px / min(width, height)) if short_side_px else 1.0
-    return max(2, 2 * round(width * scale / 2)), max(2, 2 * round(height * scale / 2))
+def _describe(stream: VideoStream, painter: Painter, settings: ShardSettings, time_base: Fraction) -> None:
+    context = stream.codec_context
+    context.width, context.height, context.pix_fmt = painter.width, painter.height, "yuv420p"
+    context.time_base = time_base
+    context.thread_count = 1
+    painter.tags.write(context)
+    if tag := CODECS[settings.codec].tag:
+        context.codec_tag = tag
 
 
-def _upright(frame: Frame, width: int, height: int) -> VideoFrame:
-    """The frame in yuv420p, scaled to the displayed size and rotated upright."""
-    turned = frame.rotation in (90, 270)
-    stored = frame.convert(height if turned else width, width if turned else height, "yuv420p")
-    stored.pict_type = PictureType.NONE
-    if not frame.rotation:
-        return stored
-    planes = [
-        np.rot90(_plane(stored, i), frame.rotation // 90).copy()  # rot90 turns counter-clockwise, as rotation counts
-        for i in range(3)
-    ]
-    upright = VideoFrame(width, height, "yuv420p")
-    upright.color_range, upright.colorspace = stored.color_range, stored.colorspace
-    for plane, pixels in zip(upright.planes, planes, strict=True):
-        padded = np.zeros((plane.height, plane.line_size), np.uint8)
-        padded[:, : plane.width] = pixels
-        plane.update(padded.tobytes())
-    return upright
+def _packets(stream: VideoStream, shown: Iterable[Shown], painter: Painter) -> Iterator[Packet]:
+    """Encode; each packet says how long its picture is shown, so that the last one ends where the clip does."""
+    durations: dict[int | None, int] = {}
+    last: Frame | None = None
+    picture: VideoFrame | None = None
+    for frame, pts, duration in shown:
+        if picture is None or frame is not last:
+            picture, last = painter(frame), frame
+        picture.pts, picture.time_base = pts, stream.codec_context.time_base
+        durations[pts] = duration
+        for packet in stream.encode_lazy(picture):
+            packet.duration = durations.pop(packet.pts)
+            yield packet
+        alive()
+    for packet in stream.encode_lazy(None):
+        packet.duration = durations.pop(packet.pts)
+        alive()
+        yield packet
 
 
-def _plane(frame: VideoFrame, i: int) -> np.ndarray:
-    plane = frame.planes[i]
-    rows = np.frombuffer(bytes(plane), np.uint8).reshape(-1, plane.line_size)
-    return rows[: plane.height, : plane.width]
+def as_is(frames: Iterable[Frame], start_s: float, end_s: float) -> Iterator[Shown]:
+    """Every frame at its own time, in ticks of 1/90000 s."""
+    before: tuple[Frame, int] | None = None
+    for frame in frames:
+        pts = round((frame.t_s - start_s) * _CLOCK)
+        if before is not None:
+            pts = max(pts, before[1] + 1)
+            yield Shown(*before, pts - before[1])
+        before = frame, pts
+    if before is not None:
+        yield Shown(*before, max(1, round((end_s - start_s) * _CLOCK) - before[1]))
+
+
+def resampled(frames: Iterable[Frame], start_s: float, end_s: float, rate: Fraction) -> Iterator[Shown]:
+    """``round(duration × rate)`` frames, at least one, each what is on the screen at its time; in ticks of 1/rate s."""
+    count = max(1, round((end_s - start_s) * float(rate)))
+    made, current = 0, None
+    for frame in frames:
+        while current is not None and made < count and start_s + made / float(rate) < frame.t_s - _SAME_TIME_S:
+            yield Shown(current, made, 1)
+            made += 1
+        current = frame
+    for i in range(made, count if current is not None else 0):
+        assert current is not None
+        yield Shown(current, i, 1)
+
+
+def exact_rate(fps: float) -> Fraction:
+    """The rate that is meant: 23.976 is 24000/1001."""
+    return next((rate for rate in _NTSC if abs(fps - rate) < 0.005), Fraction(fps).limit_denominator(1001))
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import io
+import json
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,7 @@ def _check_shards(folder: Path, clips: dict[str, dict[str, Any]], *, decode: boo
 def _check_samples(path: Path, clips: dict[str, dict[str, Any]], *, decode: bool) -> tuple[list[str], list[str]]:
     """The keys of a shard's samples, and what is wrong with them."""
     samples: dict[str, dict[str, bytes]] = {}
+    counts: dict[str, int | str] = {}
     problems = []
     try:
         with tarfile.open(path) as tar:
@@ -118,11 +120,15 @@ def _check_samples(path: Path, clips: dict[str, dict[str, Any]], *, decode: bool
                     data = content.read()
                     samples.setdefault(key, {})[suffix] = b"" if suffix == "mp4" else data
                     if suffix == "mp4" and decode:
-                        problems += _check_video(path, key, data, clips.get(key))
+                        counts[key] = _count_frames(data)
     except (tarfile.TarError, OSError) as error:
         return list(samples), [*problems, f"{path.name} cannot be read: {error}"]
     for key, sample in samples.items():
         problems += [f"{path.name}: {wrong}" for wrong in _wrong_with_sample(path, key, sample, clips.get(key))]
+        if key in counts:
+            problems += [
+                f"{path.name}: {key}.mp4 {wrong}" for wrong in _wrong_with_video(counts[key], sample, clips.get(key))
+            ]
     return list(samples), problems
 
 
@@ -141,12 +147,24 @@ def _wrong_with_sample(path: Path, key: str, sample: dict[str, bytes], row: dict
     return wrong
 
 
-def _check_video(path: Path, key: str, data: bytes, row: dict[str, Any] | None) -> list[str]:
+def _count_frames(data: bytes) -> int | str:
+    """How many frames a video shows, or why it cannot be decoded."""
     try:
         with av.open(io.BytesIO(data), "r") as container:
-            count = len([frame.pts for frame in container.decode(video=0)])
+            return len([frame.pts for frame in container.decode(video=0)])
     except (FFmpegError, IndexError) as error:
-        return [f"{path.name}: {key}.mp4 cannot be decoded: {error}"]
-    if row is not None and count != row["num_frames"]:
-        return [f"{path.name}: {key}.mp4 has {count} frames, the table says {row['num_frames']}"]
-    return []
+        return f"cannot be decoded: {error}"
+
+
+def _wrong_with_video(count: int | str, sample: dict[str, bytes], row: dict[str, Any] | None) -> list[str]:
+    if isinstance(count, str):
+        return [count]
+    try:
+        about = json.loads(sample.get("json", b""))
+        said, resampled = about["num_frames"], about["encoding"]["fps"] is not None
+    except (ValueError, KeyError, TypeError):
+        return [f"has no readable description beside it; {_AGAIN}"]
+    wrong = [f"has {count} frames, its json says {said}"] if count != said else []
+    if row is not None and count != row["num_frames"] and not resampled:
+        wrong.append(f"has {count} frames, the table says {row['num_frames']}")
+    return wrong

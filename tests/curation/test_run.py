@@ -328,15 +328,15 @@ def test_two_runs_cannot_share_a_directory(folder: Path, tmp_path: Path) -> None
 
 
 def test_nothing_is_encoded_that_a_rule_rejects(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shards.write
+    import shards.pack
 
     started = []
 
-    def counting(source: str, row: dict[str, Any], *rest: Any) -> bytes:
+    def counting(self: object, source: str, row: dict[str, Any]) -> Any:
         started.append(row["clip_id"])
-        return b"video"
+        return shards.pack.Cut(b"video", "encoded", {})
 
-    monkeypatch.setattr(shards.write, "encode_clip", counting)
+    monkeypatch.setattr(shards.pack.Cutters, "__call__", counting)
     go(folder, tmp_path / "out")
     rows = Store(tmp_path / "out").clips().to_pylist()
     assert sorted(started) == [row["clip_id"] for row in rows if row["status"] == "kept"]

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import collections
 import hashlib
 import io
 import json
 import subprocess
 import sys
 import tarfile
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 import pytest
 
 from curation.config import load_plan
-from curation.errors import VideoError
-from curation.footage import Film, Shot, write_film
 from curation.plan import ShardSettings
-from curation.run import run
 from curation.table import Store
-from curation.video import Video
-from shards.encode import encode_clip, output_size
 from shards.write import ShardSet
 from tests.helpers import shard_bytes
 
@@ -123,77 +115,6 @@ def test_a_shard_holds_at_most_so_many_samples_and_order_is_by_clip_id(
     assert [clip for part in ids for clip in part] == sorted(kept)
 
 
-def counter_film(path: Path, fps: Fraction, count: int, codec: str = "libx264", gop: int = 50) -> None:
-    """A film whose frame number can be read from its pixels: eleven black or white squares, one per bit."""
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream(codec, rate=fps, options={"g": str(gop)})
-        stream.width, stream.height, stream.pix_fmt = 352, 64, "yuv420p"
-        for i in range(count):
-            bits = np.array([255 * (i >> k & 1) for k in range(11)], np.uint8)
-            picture = np.repeat(np.repeat(bits, 32)[None], 64, axis=0)
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.dstack([picture] * 3))))
-        out.mux(stream.encode(None))
-
-
-def numbers(video: Path | io.BytesIO) -> list[int]:
-    """The frame numbers written into the pictures."""
-    with av.open(video if isinstance(video, io.BytesIO) else str(video)) as container:
-        pictures = [frame.to_ndarray(format="gray") for frame in container.decode(video=0)]
-    return [sum(int(picture[32, 16 + 32 * k] > 127) << k for k in range(11)) for picture in pictures]
-
-
-@pytest.mark.parametrize("fps", [Fraction(24), Fraction(24000, 1001), Fraction(60000, 1001)], ids=str)
-@pytest.mark.parametrize(("start", "end"), [(0, 10), (49, 51), (50, 100), (77, 123), (149, 150)])
-def test_a_clip_has_exactly_its_frames(fps: Fraction, start: int, end: int, tmp_path: Path) -> None:
-    source = tmp_path / "source.mp4"
-    counter_film(source, fps, 150)
-    with Video(source) as video:
-        times = [frame.t_s for frame in video.frames()] + [video.end_s]
-    row = {"start_s": times[start], "end_s": times[end], "num_frames": end - start, "fps": float(fps)}
-    clip = encode_clip(str(source), row, ShardSettings(crf=10))
-    assert numbers(io.BytesIO(clip)) == list(range(start, end))
-
-
-def test_a_source_that_has_lost_frames_is_refused(tmp_path: Path) -> None:
-    counter_film(tmp_path / "source.mp4", Fraction(24), 20)
-    row = {"start_s": 0.0, "end_s": 2.0, "num_frames": 48, "fps": 24.0}
-    with pytest.raises(VideoError, match=r"gave 20 frames from 0.000 to 2.000 s, not 48"):
-        encode_clip(str(tmp_path / "source.mp4"), row, ShardSettings())
-
-
-def test_encoding_repeats_byte_for_byte(tmp_path: Path) -> None:
-    """x264's assembly does not, unless it is told to: about one run in ten differed."""
-    film = Film(name="f.mp4", width=320, height=240, shots=(Shot(camera="pan_right", camera_speed=0.4, seconds=1.5),))
-    write_film(tmp_path / film.name, film)
-    row = {"start_s": 0.0, "end_s": 1.5, "num_frames": 36, "fps": 24.0}
-    clips = [encode_clip(str(tmp_path / film.name), row, ShardSettings()) for _ in range(40)]
-    assert len(collections.Counter(clips)) == 1
-
-
-def test_settings_of_the_encoder_are_used(tmp_path: Path) -> None:
-    film = Film(name="f.mp4", shots=(Shot(camera="pan_right", camera_speed=0.4, seconds=2.0),))
-    write_film(tmp_path / film.name, film)
-    row = {"start_s": 0.0, "end_s": 2.0, "num_frames": 48, "fps": 24.0}
-    clip = encode_clip(str(tmp_path / film.name), row, ShardSettings(short_side_px=180, gop_s=0.5))
-    with av.open(io.BytesIO(clip)) as container:
-        frames = list(container.decode(video=0))
-    assert {(frame.width, frame.height) for frame in frames} == {(320, 180)}
-    assert [i for i, frame in enumerate(frames) if frame.key_frame] == [0, 12, 24, 36]
-
-
-@pytest.mark.parametrize(
-    ("size", "short", "expected"),
-    [
-        ((640, 360), None, (640, 360)),
-        ((193, 144), None, (192, 144)),
-        ((1080, 1920), 480, (480, 854)),
-        ((320, 180), 480, (320, 180)),
-    ],
-)
-def test_output_size(size: tuple[int, int], short: int | None, expected: tuple[int, int]) -> None:
-    assert output_size(*size, short) == expected
-
-
 def test_clips_that_are_cut_and_captioned_already_are_packed_as_they_are(footage: Path, tmp_path: Path) -> None:
     (tmp_path / "data" / "videos").mkdir(parents=True)
     (tmp_path / "data" / "labels").mkdir()
@@ -227,27 +148,3 @@ def test_shards_do_not_depend_on_how_many_clips_are_encoded_at_a_time(
     assert (
         hashlib.md5((tmp_path / "new" / "000000.tar").read_bytes()).hexdigest() == shard_bytes(finished)["000000.tar"]
     )
-
-
-def test_a_film_of_another_pipeline_and_size_mid_stream_is_no_problem(tmp_path: Path) -> None:
-    """Two films of different size joined as raw H.264: one stream whose resolution changes."""
-    raw = b""
-    for i, (width, height) in enumerate([(320, 180), (160, 120)]):
-        buffer = io.BytesIO()
-        with av.open(buffer, "w", format="h264") as out:
-            stream = out.add_stream("libx264", rate=24)
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            for k in range(30):
-                picture = np.full((height, width, 3), 60 + 100 * i + k, np.uint8)
-                out.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
-            out.mux(stream.encode(None))
-        raw += buffer.getvalue()
-    (tmp_path / "changes.h264").write_bytes(raw)
-    summary = run("as_is", [str(tmp_path / "changes.h264")], tmp_path / "out", engine="local", shards=False)
-    rows = Store(tmp_path / "out").clips().to_pylist()
-    assert summary.videos["done"] == 1
-    clip = encode_clip(str(tmp_path / "changes.h264"), rows[0], ShardSettings())
-    with av.open(io.BytesIO(clip)) as container:
-        frames = list(container.decode(video=0))
-    assert len(frames) == rows[0]["num_frames"] == 60
-    assert {(frame.width, frame.height) for frame in frames} == {(320, 180)}
