@@ -23,6 +23,7 @@ from curation.fingerprint import clip_id
 from curation.frames import PACKED
 from curation.isolate import alive
 from curation.likeness import SIZE
+from curation.picture import Frame, upright
 from curation.plan import Step
 from curation.rules import judge
 from curation.sheets import SheetFile
@@ -30,7 +31,7 @@ from curation.shots import Cut, ShotDetector
 from curation.spool import Spool
 from curation.stage import Filter, run_stage
 from curation.table import CLIPS
-from curation.video import Frame, Video, upright
+from curation.video import Video
 
 if TYPE_CHECKING:
     from curation.decode import Decode

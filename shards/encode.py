@@ -18,8 +18,9 @@ from av.video.stream import VideoStream
 
 from curation.errors import UsageError, VideoError
 from curation.isolate import alive
+from curation.picture import Frame
 from curation.plan import ShardSettings
-from curation.video import Frame, Video
+from curation.video import Video
 from shards.audio import soundtrack
 from shards.codecs import CODECS, encoder_options, misfit
 from shards.mux import Movie

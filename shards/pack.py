@@ -30,6 +30,7 @@ T = TypeVar("T")
 STAGE = "shards"  # named in the error of a clip that could not be delivered
 _NOT_IN_JSON = frozenset({"status", "reason", "error", "frame_captions", *SHARDED.names})
 _DECIDES_NOTHING = frozenset({"max_samples", "stall_s"})  # about the bytes of a clip
+_MEMORY_BYTES = 6 << 30  # decoder and encoder of one clip; slow presets look far ahead
 _FACTS = ("num_frames", "fps", "width", "height", "codec", "has_audio")
 
 
@@ -158,7 +159,7 @@ class Cutters:
         child = self._free.get()
         try:
             if child is None:
-                started = Isolated(Cutter(self._settings), stall_s=self._settings.stall_s)
+                started = Isolated(Cutter(self._settings), stall_s=self._settings.stall_s, memory_bytes=_MEMORY_BYTES)
                 started.start()
                 child = started
             cut: Cut = child.call(source, row)

@@ -20,7 +20,8 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from curation.colour import EXACT_AREA, is_hdr, to_sdr
 from curation.isolate import alive
-from curation.video import Frame, Video
+from curation.picture import Frame
+from curation.video import Video
 
 _SAME_TIME_S = 1e-6
 _UNKNOWN = 2

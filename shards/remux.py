@@ -16,8 +16,9 @@ from av.video.frame import VideoFrame
 from curation.colour import is_hdr
 from curation.errors import CutroomError, VideoError
 from curation.isolate import alive
+from curation.picture import Frame
 from curation.plan import ShardSettings
-from curation.video import Frame, Video
+from curation.video import Video
 from shards.audio import soundtrack
 from shards.mux import Movie, open_source
 from shards.picture import Span, displayed_size, output_size

@@ -1,0 +1,99 @@
+"""One decoded frame as pictures of the size asked for, upright, without converting more of it than is needed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import cv2
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
+
+from curation.colour import EXACT_AREA, is_hdr, to_sdr
+
+_PLANAR = {"yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuvj422p", "yuvj444p", "nv12"}  # luma of 8 bits by itself
+_FULL_RANGE = np.clip((np.arange(256) - 16) * 255 / 219 + 0.5, 0, 255).astype(np.uint8)
+_ACCURATE_AREA = Interpolation.AREA | Interpolation.ACCURATE_RND  # colour without the bias of quick rounding
+_SKETCH = Interpolation.FAST_BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+
+
+@dataclasses.dataclass(slots=True)
+class Frame:
+    """One decoded frame. ``picture`` gives its pixels, upright."""
+
+    index: int  # counted from where decoding began
+    t_s: float
+    raw: VideoFrame
+    rotation: int  # degrees, counter-clockwise, that bring the stored picture upright: 0, 90, 180 or 270
+    _scalers: dict[Any, VideoReformatter]
+
+    def picture(self, width: int, height: int) -> np.ndarray:
+        """The upright picture, H W 3 BGR uint8, scaled to the displayed size given; HDR is tone-mapped."""
+        if is_hdr(self.raw):
+            return upright(to_sdr(self.raw, *self._stored(width, height)), self.rotation)
+        return self._upright(width, height, "bgr24")
+
+    def grey(self, width: int, height: int) -> np.ndarray:
+        """The upright picture's luma, H W uint8 (0 black, 255 white), scaled to the displayed size given."""
+        if self.raw.format.name not in _PLANAR:
+            return self._upright(width, height, "gray")
+        width, height = self._stored(width, height)
+        luma = plane(self.raw, 0)
+        every = max(1, luma.shape[0] // (2 * height))  # two rows for each one of the result are enough
+        scaled = self._scaler("grey", width, height).reformat(
+            VideoFrame.from_numpy_buffer(luma[every // 2 :: every], format="gray"),
+            width=width,
+            height=height,
+            interpolation=EXACT_AREA,
+            threads=1,
+        )
+        full = self.raw.color_range == ColorRange.JPEG or self.raw.format.name.startswith("yuvj")
+        stored = scaled.to_ndarray()
+        return upright(stored if full else cv2.LUT(stored, _FULL_RANGE), self.rotation)
+
+    def sketch(self, width: int, height: int) -> np.ndarray:
+        """The stored (not upright) picture, H W 3 BGR uint8, made from a few of its pixels: coarse, but cheap."""
+        scaled = self._scaler("sketch").reformat(
+            self.raw,
+            width=2 * width,
+            height=2 * height,
+            format="yuv420p",
+            interpolation=_SKETCH,
+            dst_color_range="JPEG",
+            threads=1,
+        )
+        luma, blue, red = (plane(scaled, i) for i in range(3))
+        luma = cv2.resize(luma, (width, height), interpolation=cv2.INTER_AREA)
+        return np.asarray(cv2.cvtColor(cv2.merge((luma, red, blue)), cv2.COLOR_YCrCb2BGR))
+
+    def _upright(self, width: int, height: int, pixel_format: str) -> np.ndarray:
+        return upright(self.convert(*self._stored(width, height), pixel_format).to_ndarray(), self.rotation)
+
+    def _stored(self, width: int, height: int) -> tuple[int, int]:
+        """The size that, turned upright, is the displayed size given."""
+        return (height, width) if self.rotation in (90, 270) else (width, height)
+
+    def convert(self, width: int, height: int, pixel_format: str) -> VideoFrame:
+        """The stored (not yet rotated) frame, scaled and converted."""
+        scaler = self._scaler(width, height, pixel_format)
+        return scaler.reformat(
+            self.raw, width=width, height=height, format=pixel_format, interpolation=_ACCURATE_AREA, threads=1
+        )
+
+    def _scaler(self, *key: Any) -> VideoReformatter:
+        """A scaler keeps what it has prepared for one kind of picture, so each kind has its own."""
+        if key not in self._scalers:
+            self._scalers[key] = VideoReformatter()
+        return self._scalers[key]
+
+
+def upright(stored: np.ndarray, rotation: int) -> np.ndarray:
+    """A stored picture turned by ``rotation`` degrees, counter-clockwise."""
+    return np.ascontiguousarray(np.rot90(stored, rotation // 90)) if rotation else stored
+
+
+def plane(frame: VideoFrame, i: int) -> np.ndarray:
+    """One plane of a frame of 8 bits, H W, without copying it."""
+    place = frame.planes[i]
+    return np.frombuffer(memoryview(place), np.uint8).reshape(-1, place.line_size)[: place.height, : place.width]
