@@ -28,6 +28,8 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.decode
+	$(BIN)/python -m benchmarks.ranges
+	$(BIN)/python -m benchmarks.long_film
 	$(BIN)/python -m benchmarks.shots
 
 clean:

@@ -63,8 +63,9 @@ class Frame:
             dst_color_range="JPEG",
             threads=1,
         )
-        luma, blue, red = (plane(scaled, i) for i in range(3))
-        luma = cv2.resize(luma, (width, height), interpolation=cv2.INTER_AREA)
+        planes = scaled.to_ndarray()  # luma, below it blue and red of a quarter of its size
+        luma = cv2.resize(planes[: 2 * height], (width, height), interpolation=cv2.INTER_AREA)
+        blue, red = planes[2 * height :].reshape(2, height, width)
         return np.asarray(cv2.cvtColor(cv2.merge((luma, red, blue)), cv2.COLOR_YCrCb2BGR))
 
     def _upright(self, width: int, height: int, pixel_format: str) -> np.ndarray:

@@ -100,7 +100,7 @@ def range_parts(rows: Iterable[dict[str, Any]], range_s: float) -> list[Part]:
     return parts
 
 
-def _span(name: str, range_s: float) -> Range:
+def span(name: str, range_s: float) -> Range:
     """The range with this name; the last one has no end, because the film may be longer than it says."""
     _, index, count = name.split("-")
     return Range(int(index) * range_s, (int(index) + 1) * range_s if int(index) + 1 < int(count) else math.inf)
@@ -138,8 +138,8 @@ class DecodeRange:
         [row] = part.videos.to_pylist()
         if not self._store.path(part.id).exists() and not self._is_spoilt(row):
             self._store.write(part.id, self._decode(part.id, row))
-        span = _span(part.id, self._range_s)
-        row["duration_s"] = min(span.end_s, row["duration_s"]) - span.start_s  # what counts as progress
+        start_s, end_s = span(part.id, self._range_s)
+        row["duration_s"] = min(end_s, row["duration_s"]) - start_s  # what counts as progress
         return Part(part.id, videos=pa.Table.from_pylist([row], schema=VIDEOS))
 
     def _is_spoilt(self, row: dict[str, Any]) -> bool:
@@ -149,7 +149,7 @@ class DecodeRange:
     def _decode(self, name: str, row: dict[str, Any]) -> Piece | None:
         path, sheets = os.path.join(self.base, row["video"]), self._store.sheets(name)
         with contextlib.suppress(VideoError, OSError):
-            piece: Piece = self._child.call(path, row, _span(name, self._range_s), str(sheets))
+            piece: Piece = self._child.call(path, row, span(name, self._range_s), str(sheets))
             if not piece.losses:
                 return piece
         self._store.write(f"{row['video_id']}-damaged", None)
