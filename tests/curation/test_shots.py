@@ -11,7 +11,7 @@ import pytest
 
 from curation.footage import DEMO, Film, Shot, pictures
 from curation.frames import fit
-from curation.shots import LONG_SIDE_PX, DetectorName, ShotDetector
+from curation.shots import LONG_SIDE_PX, Cut, DetectorName, ShotDetector
 from curation.video import Video
 from tests.curation.test_video import indexed
 
@@ -21,21 +21,28 @@ def cuts_of_frames(frames: list[np.ndarray], detector: DetectorName = "adaptive"
     found = [
         cut for i, frame in enumerate(frames) for cut in shots.push(i, i / 25, fit(frame[..., ::-1], LONG_SIDE_PX))
     ]
-    return found + shots.finish()
+    return [cut.start for cut in found + shots.finish()]
 
 
-def cuts_of_file(path: Path) -> list[int]:
-    shots, found = ShotDetector(), []
+def cuts_of_file(path: Path, detector: DetectorName = "adaptive") -> list[Cut]:
+    shots, found = ShotDetector(detector), []
     with Video(path) as video:
         for frame in video.frames():
             found += shots.push(frame.index, frame.t_s, frame.picture(*video.size(LONG_SIDE_PX)))
-    return [cut.start for cut in found + shots.finish()]
+    return found + shots.finish()
 
 
 @pytest.mark.parametrize("film", [film for film in DEMO if not film.dissolve_s], ids=lambda film: film.name)
 def test_cuts_of_generated_films_are_found_at_their_frame(film: Film, footage: Path, truth: dict[str, Any]) -> None:
     expected = [t["start_frame"] for t in truth[film.name]["transitions"]]
-    assert cuts_of_file(footage / film.name) == expected
+    assert [cut.start for cut in cuts_of_file(footage / film.name)] == expected
+
+
+def test_a_dissolve_is_left_out_with_its_extent(footage: Path, truth: dict[str, Any]) -> None:
+    (true,) = truth["dissolve.mp4"]["transitions"]
+    (cut,) = cuts_of_file(footage / "dissolve.mp4")
+    assert true["start_frame"] - 4 <= cut.end <= true["start_frame"] + 2
+    assert true["end_frame"] - 2 <= cut.start <= true["end_frame"] + 4
 
 
 @pytest.mark.parametrize("detector", ["adaptive", "content"])
@@ -60,6 +67,14 @@ def test_noise_in_near_black_frames_is_no_cut() -> None:
     random = np.random.default_rng(0)
     frames = [random.integers(0, 4 + (i == 20), (144, 256, 3)).astype(np.uint8) for i in range(40)]
     assert cuts_of_frames(frames) == []
+
+
+@pytest.mark.parametrize(("detector", "expected"), [("threshold", [84, 167]), ("none", [])])
+def test_fades_through_black_are_cut_in_the_middle(
+    detector: DetectorName, expected: list[int], real_videos: Path
+) -> None:
+    """The golden values of PySceneDetect's own tests."""
+    assert [cut.start for cut in cuts_of_file(real_videos / "psd_fades.mp4", detector)] == expected
 
 
 @pytest.mark.slow
