@@ -91,13 +91,19 @@ class Window:
         return np.asarray(self.share @ self.weight)
 
     @functools.cached_property
-    def strangeness(self) -> tuple[float, list[float]]:
-        """What motion does not explain, on average: within, and in what is known before and after."""
+    def within(self) -> float:
+        """What motion does not explain, on average."""
+        return self._mean_strange(self.first + 1, self.last + 1)
+
+    @functools.cached_property
+    def rest(self) -> tuple[float, float]:
+        """The same for some time before and after; one stands for the other where a shot begins or ends at once."""
         nearby = min(_NEARBY, self.last - self.first)
         begin, end = max(self.shot[0], self.first - nearby), min(self.shot[1] - 1, self.last + nearby)
-        around = [(begin + 1, self.first + 1), (self.last + 1, end + 1)]
-        known = [self._mean_strange(low, high) for low, high in around if low < high]
-        return self._mean_strange(self.first + 1, self.last + 1), known or [0.0]
+        before = self._mean_strange(begin + 1, self.first + 1) if begin < self.first else None
+        after = self._mean_strange(self.last + 1, end + 1) if end > self.last else None
+        known = [mean for mean in (before, after) if mean is not None] or [0.0]
+        return known[0], known[-1]
 
     def _mean_strange(self, begin: int, end: int) -> float:
         return sum(self.strange(i) for i in range(begin, end)) / (end - begin)
@@ -147,8 +153,8 @@ MEASURES: dict[str, Callable[[Window], float]] = {
     "largest step": _largest_step,
     "abrupt": _abrupt,
     "mixture": lambda w: mixture_fit(w.looks[w.first], w.looks[(w.first + w.last) // 2], w.looks[w.last]),
-    "stranger than at rest": lambda w: _log_ratio(w.strangeness[0], min(w.strangeness[1]), 0.4),
-    "strange": lambda w: float(np.log(w.strangeness[0] + 0.2)),
+    "stranger than at rest": lambda w: _log_ratio(w.within, min(w.rest), 0.4),
+    "strange": lambda w: float(np.log(w.within + 0.2)),
     "unexplained share": _unexplained_share,
 }
 
@@ -158,18 +164,33 @@ def verdict(window: Window) -> float:
     scores = {kind: -limit for kind, (limit, _) in KINDS.items()}
     values: dict[str, float] = {}
     for name, measure in MEASURES.items():
-        value = values[name] = measure(window)
+        values[name] = measure(window)
         for kind, (_, table) in KINDS.items():
             steps, weights = table[name]
-            scores[kind] += weights[bisect.bisect_left(steps, value)]
-        hopeless = all(score + _MOST_LEFT[kind][name] <= 0 for kind, score in scores.items())
-        if hopeless or not LEAST.get(name, value) <= value <= MOST.get(name, value) or _is_other_light(values):
+            scores[kind] += weights[bisect.bisect_left(steps, values[name])]
+        if _is_out(name, values) or all(score + _MOST_LEFT[kind][name] <= 0 for kind, score in scores.items()):
             return -1.0
-    return scores["moving" if values["unexplained share"] < _MOVING else "mixed"]
+    return scores[kind_of(values)]
 
 
-def _is_other_light(values: dict[str, float]) -> bool:
-    return values.get("relit", 0.0) < _RELIT and values.get("alike", 0.0) > _SIMILAR
+def measured(window: Window) -> dict[str, float] | None:
+    """All measures, unless one rules a transition out: for fitting."""
+    values: dict[str, float] = {}
+    for name, measure in MEASURES.items():
+        values[name] = measure(window)
+        if _is_out(name, values):
+            return None
+    return values
+
+
+def kind_of(values: dict[str, float]) -> str:
+    return "moving" if values["unexplained share"] < _MOVING else "mixed"
+
+
+def _is_out(name: str, values: dict[str, float]) -> bool:
+    if name == "relit" and values["relit"] < _RELIT and values["alike"] > _SIMILAR:
+        return True  # the same in another light
+    return not LEAST.get(name, values[name]) <= values[name] <= MOST.get(name, values[name])
 
 
 def _most_left(table: Table) -> dict[str, float]:

@@ -13,15 +13,18 @@ import numpy as np
 
 from curation.likeness import Look, same_structure
 
-LONGEST = 45  # looks on one side
-_LONGEST_S = 1.8
-LOW = 0.2  # a picture of one colour has less than this share of the contrast around it
+LONGEST = 60  # looks on one side
+_LONGEST_S = 2.2
+LOW = 0.27  # a picture of one colour has less than this share of the contrast around it
 _LEAST_CONTRAST = 6.0
 _SHORTEST = 3  # steps; what is shorter is a cut
 _STEEPEST = 0.6  # share of the way that one step may take
 _FULL = 0.95  # share of its contrast from which a picture counts as unmixed
 _RISE = 0.012  # of contrast, from one look to the next, while the fade goes on
-_SAME = 0.5  # correlation of structure
+_SAME, _ROUGHLY_SAME = 0.5, 0.35  # correlation of structure
+_NOTHING = 0.25  # contrast
+_HALFWAY = 0.4  # share of contrast
+_SHADE = 0.13  # share of contrast from which a dark picture may be one in the shade
 
 
 class Fade(NamedTuple):
@@ -41,17 +44,32 @@ def is_blank(looks: Sequence[Look], contrast: np.ndarray) -> np.ndarray:
 
 
 def fade_at(looks: Sequence[Look], contrast: np.ndarray, first: int, last: int) -> Fade | None:
-    """The fade around the blank looks ``first`` to ``last``, if it is one."""
-    out, back = _climb(looks, contrast, first, -1), _climb(looks, contrast, last, 1)
-    if out is None and back is None:
+    """The fade around the blank looks ``first`` to ``last``, if it is one.
+
+    Where a cut leads to black or from it, black belongs to no fade until the picture comes up, or once it is gone.
+    """
+    lowest = first + np.flatnonzero(contrast[first : last + 1] <= contrast[first : last + 1].min() + _NOTHING)
+    gone, coming = int(lowest[0]), int(lowest[-1])
+    out, back = _climb(looks, contrast, gone, -1), _climb(looks, contrast, coming, 1)
+    if not any(_only_fades(looks, contrast, *side) for side in ((gone, out), (coming, back))):
         return None
-    # Where a cut leads to black or from it, black belongs to no fade until the picture comes up, or once it is gone.
-    low = contrast[first : last + 1] <= contrast[first : last + 1].min() + 0.25
-    left = first + int(np.flatnonzero(low)[-1]) if out is None else out
-    right = first + int(np.flatnonzero(low)[0]) if back is None else back
-    if out is not None and back is not None and same_structure(looks[left], looks[right]) > _SAME:
+    before, after = first - 1 if out is None else out, last + 1 if back is None else back
+    if before >= 0 and after < len(looks) and same_structure(looks[before], looks[after]) > _SAME:
         return None  # a flash, or the light went out
-    return Fade(left, right)
+    for full, lit in ((before, gone), (after, coming)):
+        dim = 0 <= full < len(looks) and contrast[lit] > _SHADE * contrast[full]
+        if dim and same_structure(looks[full], looks[lit]) > _SAME:
+            return None  # a shadow
+    return Fade(coming if out is None else out, gone if back is None else back)
+
+
+def _only_fades(looks: Sequence[Look], contrast: np.ndarray, blank: int, full: int | None) -> bool:
+    """Whether halfway to the complete picture one sees the same as there, if fainter."""
+    if full is None:
+        return False
+    way = np.arange(blank, full, 1 if full > blank else -1)
+    halfway = int(way[np.argmax(contrast[way] >= contrast[blank] + _HALFWAY * (contrast[full] - contrast[blank]))])
+    return same_structure(looks[halfway], looks[full]) >= _ROUGHLY_SAME
 
 
 def _climb(looks: Sequence[Look], contrast: np.ndarray, i: int, step: int) -> int | None:
@@ -62,7 +80,7 @@ def _climb(looks: Sequence[Look], contrast: np.ndarray, i: int, step: int) -> in
         j += step
         if abs(looks[j].t_s - looks[i].t_s) > _LONGEST_S:
             break
-        if contrast[j] > contrast[best] + max(0.25, _RISE * contrast[best]):
+        if contrast[j] > contrast[best] + max(_NOTHING, _RISE * contrast[best]):
             best, missed = j, 0
         else:
             missed += 1
@@ -70,7 +88,4 @@ def _climb(looks: Sequence[Look], contrast: np.ndarray, i: int, step: int) -> in
     if len(way) <= _SHORTEST or np.diff(way).max() > _STEEPEST * (way[-1] - way[0]):
         return None
     full = int(np.argmax(way >= way[0] + _FULL * (way[-1] - way[0])))
-    halfway = int(np.argmax(way >= way[0] + 0.4 * (way[-1] - way[0])))
-    if full < _SHORTEST or same_structure(looks[i + step * halfway], looks[i + step * full]) < _SAME:
-        return None
-    return i + step * full
+    return None if full < _SHORTEST else i + step * full

@@ -157,11 +157,12 @@ def moved_structure(a: Look, b: Look) -> tuple[float, float]:
     """Mean change of structure from a look to the next: what is left when motion is taken out, and all of it."""
     if b.since is None:
         before, after = a.relief, b.relief
-        flow = _flow().calc(after, before, None)  # type: ignore[call-overload]
+        flow = _flow().calc(after, before, None)
         moved = cv2.remap(
             before, _X + flow[..., 0], _Y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
-        b.since = tuple(cv2.norm(after, other, cv2.NORM_L1) / after.size for other in (moved, before))
+        left, change = (cv2.norm(after, other, cv2.NORM_L1) / after.size for other in (moved, before))
+        b.since = left, change
     return b.since
 
 

@@ -20,14 +20,14 @@ DetectorName = Literal["adaptive", "content", "threshold", "none"]
 _ADAPTIVE_RATIO, _ADAPTIVE_MIN_CHANGE = 2.0, 1.5
 
 
-class _Adaptive(AdaptiveDetector):
+class _Adaptive(AdaptiveDetector):  # type: ignore[misc]
     """Takes the change from the last picture in place of a picture."""
 
     def _calculate_frame_score(self, timecode: Any, frame_img: Any) -> float:
         return float(frame_img)
 
 
-class _Content(ContentDetector):
+class _Content(ContentDetector):  # type: ignore[misc]
     """Takes the change from the last picture in place of a picture."""
 
     def _calculate_frame_score(self, timecode: Any, frame_img: Any) -> float:

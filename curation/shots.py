@@ -169,7 +169,7 @@ def is_cut(earlier: Sequence[Look], later: Sequence[Look]) -> bool:
     if likest > _DOUBTFUL:
         return unrest < 1 and visible > _MOST_OF_IT and tiles < 0.3 and other_light > 0.3
     if likest > _OTHER:
-        return visible > _MOST_OF_IT and (unrest < _CALM or change > 7 * unrest)
+        return visible > _MOST_OF_IT and (unrest < _CALM or change > (2.5 if tiles < 0.2 else 7) * unrest)
     if tiles > (
         0.35 if visible < _MOST_OF_IT else 0.5
     ):  # a caption before a running shot; a slide has nothing that moves

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from curation import fades
-from curation.evidence import GRID, Window, verdict
+from curation import evidence, fades
+from curation.evidence import GRID, Window
 from curation.likeness import SIZE, Look
 
 _LAGS = (1, 2, 3, 4, 5, 7, 10, 12, 14, 16, 19, 20, 25, 32, 40)  # over which change is measured, in looks
@@ -25,6 +25,7 @@ _AGAINST_HALF = 1.2  # times the change within half as long a time before and af
 _AGAINST_FULL = 1.1  # times the change within as long a time before and after it
 _NEAR = 2  # looks; of windows that end so near to each other, one is weighed
 _SPLINTER = 4  # frames between two transitions are part of them
+_RIM = 8  # a transition is taken to be longer than it looks by this part of its length on either side
 _STILL_MIXED = 0.5  # of the unexplained change within a transition; where it is less, the transition is over
 
 
@@ -117,7 +118,7 @@ class Transitions:
             return
         low, high = max(int(self._shots[first]), 0), self._shot_end(last - 1)
         window = Window(self._looks, self._grids, first, last, (low, high), change, half, full)
-        window.score = verdict(window)
+        window.score = evidence.verdict(window)
         if window.score > 0:
             self._windows.append(window)
 
@@ -146,21 +147,21 @@ class Transitions:
                 self._spans.append(self._extent(window))
 
     def _extent(self, window: Window) -> tuple[int, int]:
-        """The frames that are mixed, with one more on each side: where change goes on that motion does not explain."""
+        """The frames that are mixed, with some more on each side: where change goes on that motion does not explain."""
         done = window.progress
         mixed = np.flatnonzero((done > 0.03) & (done < 0.97))
         low, high = (int(mixed[0]), int(mixed[-1])) if len(mixed) else (0, len(done) - 1)
         first, last = window.first + 1 + low, window.first + 1 + high  # of the mixed looks
         strange = [window.strange(i) for i in range(first, last + 1)]
-        rest = min(window.strangeness[1])
-        enough = rest + _STILL_MIXED * max(0.0, float(np.median(strange)) - rest)
-        begin, end = window.shot
+        median, (begin, end) = float(np.median(strange)), window.shot
+        before, after = (_STILL_MIXED * median + (1 - _STILL_MIXED) * min(rest, median) for rest in window.rest)
         beyond = 2 + (window.last - window.first) // 2
-        while first - 1 > max(begin, window.first - beyond) and window.strange(first - 1) > enough:
+        while first - 1 > max(begin, window.first - beyond) and window.strange(first - 1) > before:
             first -= 1
-        while last + 1 < min(end, window.last + beyond) and window.strange(last + 1) > enough:
+        while last + 1 < min(end, window.last + beyond) and window.strange(last + 1) > after:
             last += 1
-        return self._looks[max(first - 2, begin)].frame + 1, self._looks[min(last + 2, end - 1)].frame
+        rim = 2 + (last - first) // _RIM
+        return self._looks[max(first - rim, begin)].frame + 1, self._looks[min(last + rim, end - 1)].frame
 
     def _find_fades(self, final: bool) -> None:
         end = len(self._looks) - (0 if final else 2 * fades.LONGEST)
