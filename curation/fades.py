@@ -21,7 +21,7 @@ _SHORTEST = 3  # steps; what is shorter is a cut
 _STEEPEST = 0.6  # share of the way that one step may take
 _FULL = 0.95  # share of its contrast from which a picture counts as unmixed
 _RISE = 0.012  # of contrast, from one look to the next, while the fade goes on
-_SAME, _ROUGHLY_SAME = 0.5, 0.35  # correlation of structure
+_SAME, _ROUGHLY_SAME, _SHADED_SAME = 0.5, 0.35, 0.28  # correlation of structure
 _NOTHING = 0.25  # contrast
 _HALFWAY = 0.4  # share of contrast
 _SHADE = 0.13  # share of contrast from which a dark picture may be one in the shade
@@ -58,7 +58,7 @@ def fade_at(looks: Sequence[Look], contrast: np.ndarray, first: int, last: int) 
         return None  # a flash, or the light went out
     for full, lit in ((before, gone), (after, coming)):
         dim = 0 <= full < len(looks) and contrast[lit] > _SHADE * contrast[full]
-        if dim and same_structure(looks[full], looks[lit]) > _SAME:
+        if dim and same_structure(looks[full], looks[lit]) > _SHADED_SAME:
             return None  # a shadow
     return Fade(coming if out is None else out, gone if back is None else back)
 
