@@ -190,7 +190,8 @@ class Transitions:
         return i + 1 + int(following[0]) if len(following) else len(self._looks)
 
     def _settle(self, final: bool) -> None:
-        oldest = min([self._ready - 2 * _LONGEST, self._faded - fades.LONGEST - 2, *(w.first for w in self._windows)])
+        waiting = (window.first - _LONGEST for window in self._windows)
+        oldest = min([self._ready - 2 * _LONGEST, self._faded - fades.LONGEST - 2, *waiting])
         if final:
             self.settled = self._looks[-1].frame + 1 if self._looks else self.settled
         elif oldest > 0:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.annotated import annotated
+from benchmarks.transitions import Film as Annotated
+from benchmarks.verdict import judge, total
 from curation.footage import DEMO, Film, Shot, pictures
 from curation.frames import fit
 from curation.shots import LONG_SIDE_PX, Cut, DetectorName, ShotDetector
 from curation.video import Video
-from tests.curation.test_video import indexed
 
 
 def cuts_of_frames(frames: list[np.ndarray], detector: DetectorName = "adaptive") -> list[int]:
@@ -78,16 +79,15 @@ def test_fades_through_black_are_cut_in_the_middle(
 
 
 @pytest.mark.slow
-def test_hard_cuts_of_real_clips_are_found_and_few_are_false(real_videos: Path) -> None:
+def test_hard_cuts_of_real_clips_are_found_and_few_are_false(real_videos: Path, tmp_path: Path) -> None:
     """Every annotated cut within one frame; at most one in twenty found cuts is not annotated."""
-    missed, false, num_found = [], [], 0
-    for row in indexed(real_videos):
-        expected = [int(cut.split()[0]) for cut in row["hard_cuts"].split(";") if re.match(r"\s*\d", cut)]
-        if row["file"] == "nasa_13013_multistream.mp4":
-            expected = [202]  # the other is of another stream
-        found = cuts_of_file(real_videos / row["file"])
-        num_found += len(found)
-        missed += [(row["file"], cut) for cut in expected if not any(abs(cut - other) <= 1 for other in found)]
-        false += [(row["file"], cut) for cut in found if not any(abs(cut - other) <= 1 for other in expected)]
-    assert missed == []
-    assert len(false) * 20 <= num_found, false
+    verdict = total(judge(film, clips_of(film)) for film in annotated(real_videos, tmp_path))
+    assert [(film.name, cut.first) for film, cut, what in verdict.hard if what == "missed"] == []
+    assert verdict.precision() > 0.95
+    assert len(verdict.false_gaps) <= 1
+
+
+def clips_of(film: Annotated) -> list[tuple[int, int]]:
+    cuts = cuts_of_file(film.path)
+    firsts, ends = [0, *(cut.start for cut in cuts)], [*(cut.end for cut in cuts), film.num_frames]
+    return [(first, end) for first, end in zip(firsts, ends, strict=True) if first < end]
