@@ -1,92 +1,62 @@
-"""Gradual transitions: fades, dissolves and wipes, with their extent.
+"""Gradual transitions: dissolves, wipes, pushes and fades, with their extent.
 
-Where nothing but the camera and things in the picture move, the change from one frame to the next is explained by
-motion. In a dissolve or wipe it is not: each part of the picture goes in a straight line from what the old shot shows
-to what the new one shows, and the two have neither structure nor colours in common. A fade goes to or from a picture of
-one colour. The linear model is that of twin comparison (Zhang et al. 1993) and later work, applied cell by cell, so
-that a wipe is a mixture too; thresholds are measured with benchmarks/shots.py.
+A window from one look to a later one may hold a transition when the picture changes more within it than within as long
+a time before and after. Whether it does is weighed by ``curation.evidence``; fades by way of a picture of one colour
+are found by ``curation.fades``.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
+import cv2
 import numpy as np
 
-from curation import likeness
-from curation.likeness import colour_distance, mixture_fit, not_motion, same_structure, same_tiles
+from curation import evidence, fades
+from curation.evidence import GRID, Window
+from curation.likeness import SIZE, Look
 
-_FPS = 32.0  # frames are looked at no denser than this
-_LAGS = (2, 3, 4, 5, 7, 10, 14, 19, 25, 32, 40)  # over which change is measured, in frames
-_SHORTEST = 5  # window
+_LAGS = (1, 2, 3, 4, 5, 7, 10, 12, 14, 16, 19, 20, 25, 32, 40)  # over which change is measured, in looks
+_LENGTHS = (5, 7, 10, 14, 19, 25, 32, 40)  # of windows
 _LONGEST = _LAGS[-1]
-_EVERY = 16  # frames between two looks at what has come in
-_CHANGE = 2.5  # mean change of the cells (of 255) from one end of a window to the other
-_AGAINST_CONTEXT = 1.2  # times the change within as long a time before and after it
-_RESIDUE = 0.12  # share of the change that the straight line does not explain
-_TRIES = 3  # windows that are looked at closely for each place
-_LOW = 0.2  # a frame of one colour has less than this share of the contrast around it
+_LONGEST_S = 3.0
+_CHANGE = 4.0  # mean change of the cells (of 255) from one end of a window to the other
+_AGAINST_HALF = 1.2  # times the change within half as long a time before and after it
+_AGAINST_FULL = 1.1  # times the change within as long a time before and after it
+_NEAR = 2  # looks; of windows that end so near to each other, one is weighed
 _SPLINTER = 4  # frames between two transitions are part of them
+_RIM = 8  # a transition is taken to be longer than it looks by this part of its length on either side
 _STILL_MIXED = 0.5  # of the unexplained change within a transition; where it is less, the transition is over
-_BEYOND = 12  # looks that a transition may be longer than its window on each side
-_MIN_FADE = 3  # frames; what is shorter is a cut
-
-
-class Look(NamedTuple):
-    """What is remembered of a frame."""
-
-    frame: int
-    picture: np.ndarray  # at likeness.SIZE
-    contrast: float
-    new_shot: bool
-
-
-class Window(NamedTuple):
-    """A stretch in which the picture may turn into another one, from the last look before to the first after."""
-
-    score: float
-    first: int
-    last: int
-    ratio: float
-    residue: float
 
 
 class Transitions:
-    """Feed frames one by one, with the hard cuts that are known already; learn where shots end and begin.
-
-    Everything is decided from what lies within some hundred frames, so it makes no difference where the feeding began.
-    """
+    """Feed looks one by one, with the hard cuts that are known already; learn where shots end and begin."""
 
     def __init__(self) -> None:
         self._looks: list[Look] = []
-        self._grids = np.zeros((0, 120), np.float32)
-        self._shots = np.zeros(0, np.int64)  # position of the first look of each look's shot; may be negative
+        self._grids = np.zeros((0, GRID[0] * GRID[1] * 3), np.float32)
+        self._contrast = np.zeros(0)
         self._changes = np.zeros((0, len(_LAGS)), np.float32)  # to the look a lag earlier; 0 where it is another shot's
-        self._windows: list[Window] = []  # not decided yet
+        self._shots = np.zeros(0, np.int64)  # position of the first look of each look's shot; may be negative
+        self._new_shots: list[bool] = []  # of the looks that are not measured yet
+        self._windows: list[Window] = []  # transitions that a better one may still overlap
         self._spans: list[tuple[int, int]] = []  # decided but not reported: first and end of the mixed frames
         self._cuts: list[int] = []  # hard cuts, not reported yet
-        self._ready = 0  # windows that end before this are known
-        self._faded = 0  # fades whose darkest look lies before this are known
-        self._point = -1.0
-        self._is_new = False
+        self._ready = 0  # windows that end before this have been weighed
+        self._faded = 0  # fades whose blank looks begin before this are known
         self.settled = 0  # nothing will be reported any more that begins before this frame
 
-    def push(self, index: int, t_s: float, picture: np.ndarray, *, new_shot: bool) -> None:
-        """Take the next frame at ``likeness.SIZE``; ``new_shot``: a hard cut lies before it."""
-        if new_shot:
-            self._cuts.append(index)
-        self._is_new |= new_shot
-        point = float(np.floor(t_s * _FPS + 1e-6))
-        if point > self._point or self._is_new:
-            self._point = point
-            self._looks.append(Look(index, picture, likeness.contrast(picture), self._is_new))
-            self._is_new = False
+    def push(self, look: Look, cut: int | None) -> None:
+        """Take the next look; ``cut`` is the first frame of a shot that begins with it or shortly before it."""
+        if cut is not None:
+            self._cuts.append(cut)
+        self._looks.append(look)
+        self._new_shots.append(cut is not None)
 
     def found(self, *, final: bool = False) -> list[tuple[int, int]]:
         """(end, start) frame indices of what was found since: a hard cut has one for both."""
-        if len(self._looks) - len(self._grids) < _EVERY and not final:
-            return []
-        self._measure()
+        if self._new_shots:
+            self._measure()
         self._find_fades(final)
         self._find_windows(final)
         self._decide(final)
@@ -98,186 +68,137 @@ class Transitions:
     def _measure(self) -> None:
         """Take in the looks that are new."""
         known, count = len(self._grids), len(self._looks)
-        if known == count:
-            return
-        fresh = [likeness.grid(look.picture) for look in self._looks[known:]]
-        self._grids = np.concatenate([self._grids, np.stack(fresh)])
+        pictures = np.concatenate([look.picture for look in self._looks[known:]])
+        cells = cv2.resize(pictures, (GRID[0], GRID[1] * (count - known)), interpolation=cv2.INTER_AREA)
+        self._grids = np.concatenate([self._grids, cells.reshape(count - known, -1).astype(np.float32)])
+        grey = cv2.cvtColor(pictures, cv2.COLOR_BGR2GRAY).reshape(count - known, SIZE[1], SIZE[0])
+        for look, own in zip(self._looks[known:], grey, strict=True):
+            look.grey = own
+        spreads = [float(cv2.meanStdDev(own)[1][0, 0]) for own in grey]
+        self._contrast = np.concatenate([self._contrast, spreads])
         shots = self._shots.tolist()
-        for i in range(known, count):
-            shots.append(i if self._looks[i].new_shot or not shots else shots[-1])
-        self._shots = np.array(shots, np.int64)
+        for i, new in enumerate(self._new_shots, known):
+            shots.append(i if new or not shots else shots[-1])
+        self._shots, self._new_shots = np.array(shots, np.int64), []
         changes = np.zeros((count - known, len(_LAGS)), np.float32)
         rows = np.arange(known, count)
         for k, lag in enumerate(_LAGS):
-            same_shot = (rows - lag >= 0) & (rows - lag >= self._shots[known:])
-            at = rows[same_shot]
-            changes[same_shot, k] = np.abs(self._grids[at] - self._grids[at - lag]).mean(axis=1)
+            at = rows[rows - lag >= np.maximum(self._shots[known:], 0)]
+            if len(at):
+                steps = cv2.absdiff(self._grids[at], self._grids[at - lag])
+                changes[at - known, k] = cv2.reduce(steps, 1, cv2.REDUCE_AVG)[:, 0]
         self._changes = np.concatenate([self._changes, changes])
 
     def _find_windows(self, final: bool) -> None:
-        """Windows with much more change between their ends than within as long a time before and after."""
-        end = len(self._looks) - (0 if final else _LONGEST)
-        rows = np.arange(self._ready, max(self._ready, end))
-        if len(rows) == 0:
+        """Weigh the windows with much more change between their ends than within as long a time before and after."""
+        end = len(self._looks) - (0 if final else _LONGEST + _NEAR)
+        if end <= self._ready:
             return
-        before = np.maximum.accumulate(self._changes, axis=1)
-        padded = np.concatenate([self._changes, np.zeros((_LONGEST, len(_LAGS)), np.float32)])
-        after = np.stack([padded[rows + lag, k] for k, lag in enumerate(_LAGS)], axis=1)
-        after = np.maximum.accumulate(after, axis=1)
-        for k, lag in enumerate(_LAGS):
-            if lag < _SHORTEST:
+        low = max(0, self._ready - _NEAR)
+        padded = np.concatenate([self._changes, np.zeros((_LONGEST + _NEAR, len(_LAGS)), np.float32)])
+        rows = np.arange(low, end + _NEAR)
+        for length in _LENGTHS:
+            at = _LAGS.index(length)
+            change = padded[rows, at]
+            if not (change >= _CHANGE).any():
                 continue
-            change = self._changes[rows, k]
-            context = np.maximum(before[np.maximum(rows - lag, 0), k], after[:, k])
-            for i in np.flatnonzero((change >= _CHANGE) & (change >= _AGAINST_CONTEXT * context)):
-                first, last = int(rows[i]) - lag, int(rows[i])
-                residue = self._residue(first, last)
-                if residue <= _RESIDUE:
-                    score = float(change[i] - before[max(first, 0), k] - after[i, k])
-                    self._windows.append(Window(score, first, last, float(change[i] / max(1.0, context[i])), residue))
-        self._ready = int(rows[-1]) + 1
+            half, full = (_context(padded, rows, length, longest) for longest in (max(2, length // 2), length))
+            lead = change - (half[0] + half[1]) / 2
+            enough = (change >= _CHANGE) & (change >= _AGAINST_HALF * half.max(axis=0))
+            enough &= change + 0.5 >= _AGAINST_FULL * (full.max(axis=0) + 0.5)
+            lead[~enough] = -np.inf
+            around = np.pad(lead, _NEAR, constant_values=-np.inf)
+            highest = np.max([around[k : k + len(lead)] for k in range(2 * _NEAR + 1)], axis=0)
+            for k in np.flatnonzero(enough & (lead >= highest) & (rows >= self._ready) & (rows < end)).tolist():
+                self._weigh(int(rows[k]) - length, int(rows[k]), float(change[k]), half[:, k], full[:, k])
+        self._ready = end
 
-    def _cells(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """How far each cell has gone (T C, 0..1), how much it changes in all (C), and what is left over (T)."""
-        way = (self._grids[last] - self._grids[first]).reshape(-1, 3)
-        gone = (self._grids[first + 1 : last] - self._grids[first]).reshape(last - first - 1, -1, 3)
-        weight = (way**2).sum(axis=1)
-        share = np.clip((gone * way).sum(axis=2) / (weight + 30.0), 0, 1)
-        left = ((gone - share[..., None] * way) ** 2).sum(axis=(1, 2)) / (weight.sum() + 1e-6)
-        return share, weight, left
-
-    def _residue(self, first: int, last: int) -> float:
-        """What a mixture leaves unexplained: change off the straight line, and cells that turn back on it."""
-        share, weight, left = self._cells(first, last)
-        back = (np.maximum.accumulate(share, axis=0) - share).mean(axis=0)
-        return float(left.mean() + (back * weight).sum() / (weight.sum() + 1e-6))
+    def _weigh(self, first: int, last: int, change: float, half: np.ndarray, full: np.ndarray) -> None:
+        if self._looks[last].t_s - self._looks[first].t_s > _LONGEST_S:
+            return
+        low, high = max(int(self._shots[first]), 0), self._shot_end(last - 1)
+        window = Window(self._looks, self._grids, first, last, (low, high), change, half, full)
+        window.score = evidence.verdict(window)
+        if window.score > 0:
+            self._windows.append(window)
 
     def _decide(self, final: bool) -> None:
-        """Decide groups of overlapping windows, once no window can join them any more."""
+        """Of overlapping windows keep the best, once no other can join them any more."""
         open_from = len(self._looks) if final else self._ready - _LONGEST
         waiting: list[Window] = []
-        group: list[Window] = []
-        end = -1
+        groups: list[list[Window]] = []
         for window in sorted(self._windows, key=lambda w: (w.first, w.last)):
-            if group and window.first >= end:
-                waiting += self._choose(group) if end <= open_from else group
-                group = []
-            group.append(window)
-            end = max(end if len(group) > 1 else -1, window.last)
-        if group:
-            waiting += self._choose(group) if end <= open_from else group
+            if groups and window.first < max(w.last for w in groups[-1]):
+                groups[-1].append(window)
+            else:
+                groups.append([window])
+        for group in groups:
+            if max(w.last for w in group) > open_from:
+                waiting += group
+            else:
+                self._choose(group)
         self._windows = waiting
 
-    def _choose(self, group: list[Window]) -> list[Window]:
-        """Keep the best windows of a group that stand a close look."""
-        tried: list[Window] = []
-        for window in sorted(group, reverse=True):
-            span = self._looks[window.first].frame + 1, self._looks[window.last].frame
-            if any(span[0] < end and span[1] > start for start, end in self._spans):
-                continue
-            if sum(window.first < other.last and window.last > other.first for other in tried) < _TRIES:
-                tried.append(window)
-                if self._is_transition(window):
-                    self._spans.append(self._extent(window))
-        return []
-
-    def _is_transition(self, window: Window) -> bool:
-        a, b = self._looks[window.first].picture, self._looks[window.last].picture
-        length = window.last - window.first
-        alike = same_structure(a, b)
-        if alike > 0.55:
-            return False
-        colours = colour_distance(a, b)
-        mixed = mixture_fit(a, self._looks[(window.first + window.last) // 2].picture, b)
-        strange = not_motion([look.picture for look in self._looks[window.first : window.last + 1]])
-        if length <= 10 and mixed <= 0.2 and strange <= 0.75:  # a whip pan
-            return False
-        if colours > 0.54 and window.residue <= 0.08 and window.ratio > 1.3:
-            telling = mixed > 0.05 or strange > 0.5 or (strange > 0.4 and window.ratio > 1.8)
-            if telling or (colours > 0.8 and window.ratio > 2):
-                return True
-        if window.ratio < (3 if length <= 8 else 1.8):  # fire, confetti; pans
-            return False
-        if colours > 0.35 and (mixed > 0.8 or (mixed > 0.1 and length > 9)):
-            return True
-        return mixed > 0.6 and strange > 0.6 and alike < 0.45 and self._covers(window) and same_tiles(a, b) < 0.7
-
-    def _covers(self, window: Window) -> bool:
-        """Whether the whole picture changes, and not a part of it as when a caption comes up."""
-        change = np.abs(self._grids[window.first] - self._grids[window.last]).reshape(-1, 3).mean(axis=1)
-        return float(np.minimum(change, change.mean()).mean()) > 0.6 * float(change.mean())
+    def _choose(self, group: list[Window]) -> None:
+        chosen: list[Window] = []
+        for window in sorted(group, key=lambda w: -w.score):
+            if all(window.last <= other.first or window.first >= other.last for other in chosen):
+                chosen.append(window)
+                self._spans.append(self._extent(window))
 
     def _extent(self, window: Window) -> tuple[int, int]:
-        """The frames that are mixed, with one more on each side: where change goes on that motion does not explain."""
-        share, weight, _ = self._cells(window.first, window.last)
-        done = (share * weight).sum(axis=1) / (weight.sum() + 1e-6)
+        """The frames that are mixed, with some more on each side: where change goes on that motion does not explain."""
+        done = window.progress
         mixed = np.flatnonzero((done > 0.03) & (done < 0.97))
         low, high = (int(mixed[0]), int(mixed[-1])) if len(mixed) else (0, len(done) - 1)
         first, last = window.first + 1 + low, window.first + 1 + high  # of the mixed looks
-        strange = [self._strange(i) for i in range(first, last + 1)]
-        enough = _STILL_MIXED * float(np.median(strange))
-        while first - 1 > max(self._shots[first], window.first - _BEYOND, 0) and self._strange(first) > enough:
+        strange = [window.strange(i) for i in range(first, last + 1)]
+        median, (begin, end) = float(np.median(strange)), window.shot
+        before, after = (_STILL_MIXED * median + (1 - _STILL_MIXED) * min(rest, median) for rest in window.rest)
+        beyond = 2 + (window.last - window.first) // 2
+        while first - 1 > max(begin, window.first - beyond) and window.strange(first - 1) > before:
             first -= 1
-        end = min(self._shot_end(last), window.last + _BEYOND)
-        while last + 1 < end and self._strange(last + 1) > enough:
+        while last + 1 < min(end, window.last + beyond) and window.strange(last + 1) > after:
             last += 1
-        return self._looks[max(first - 2, self._shots[first], 0)].frame + 1, self._looks[min(last + 2, end - 1)].frame
-
-    def _strange(self, i: int) -> float:
-        return likeness.unexplained(self._looks[i - 1].picture, self._looks[i].picture)[0]
+        rim = 2 + (last - first) // _RIM
+        return self._looks[max(first - rim, begin)].frame + 1, self._looks[min(last + rim, end - 1)].frame
 
     def _find_fades(self, final: bool) -> None:
-        """Stretches of one colour with a slow way there, or back, or both."""
-        contrast = np.array([look.contrast for look in self._looks])
+        end = len(self._looks) - (0 if final else 2 * fades.LONGEST)
         i = self._faded
-        end = len(contrast) - (0 if final else 2 * _LONGEST + 4)
+        if end <= i or self._contrast[max(0, i - 1) : end + 1].min() > fades.LOW * self._contrast.max():
+            self._faded = max(i, end)
+            return
+        blank = fades.is_blank(self._looks, self._contrast)
         while i < end:
-            low, high = int(max(self._shots[i], 0)), self._shot_end(i)
-            if not self._is_low(contrast, i, low, high):
+            first = i
+            while i < len(blank) and blank[i]:
+                i += 1
+            if i == first:
                 i += 1
                 continue
-            j = i
-            while j + 1 < high and self._is_low(contrast, j + 1, low, high):
-                j += 1
-            if j >= end and not final:
-                break  # not over yet
-            left, right = _climb(contrast, i, -1, low, high), _climb(contrast, j, 1, low, high)
-            self._add_fade(left, i, j, right, low)
-            i = max(j, right) + 1
+            if i + fades.LONGEST > len(blank) and not final:  # it is not known yet how it goes on
+                i = first
+                break
+            fade = fades.fade_at(self._looks, self._contrast, first, i - 1)
+            if fade is not None:
+                self._spans.append((self._looks[fade.last].frame + 1, self._looks[fade.first].frame))
         self._faded = i
-
-    def _is_low(self, contrast: np.ndarray, i: int, low: int, high: int) -> bool:
-        around = contrast[max(low, i - _LONGEST) : min(high, i + _LONGEST + 1)].max()
-        return bool(around >= 6 and contrast[i] <= _LOW * around)
 
     def _shot_end(self, i: int) -> int:
         following = np.flatnonzero(self._shots[i + 1 :] > i)
-        return i + 1 + int(following[0]) if len(following) else len(self._shots)
-
-    def _add_fade(self, left: int, i: int, j: int, right: int, low: int) -> None:
-        out, back = i - left >= _MIN_FADE, right - j >= _MIN_FADE
-        flash = right > j and left < i and same_structure(self._looks[left].picture, self._looks[right].picture) > 0.5
-        if flash or not (out or back):
-            return
-        first = left + 1 if out else (low if i - low <= 2 else i)
-        start = self._looks[right].frame if right > j else self._looks[j].frame + 1
-        self._spans.append((self._looks[first].frame if first != left + 1 else self._looks[left].frame + 1, start))
+        return i + 1 + int(following[0]) if len(following) else len(self._looks)
 
     def _settle(self, final: bool) -> None:
-        oldest = min([self._ready - _LONGEST, self._faded - _LONGEST - 2, *(w.first for w in self._windows)])
+        waiting = (window.first - _LONGEST for window in self._windows)
+        oldest = min([self._ready - 2 * _LONGEST, self._faded - fades.LONGEST - 2, *waiting])
         if final:
             self.settled = self._looks[-1].frame + 1 if self._looks else self.settled
         elif oldest > 0:
             self.settled = max(self.settled, self._looks[oldest].frame)
 
     def _report(self, final: bool) -> list[tuple[int, int]]:
-        spans = sorted(self._spans)
-        merged: list[tuple[int, int]] = []
-        for start, end in spans:
-            if merged and start <= merged[-1][1] + _SPLINTER:
-                merged[-1] = merged[-1][0], max(end, merged[-1][1])
-            else:
-                merged.append((start, end))
+        merged = merge(self._spans, self._cuts)
         cuts = [cut for cut in self._cuts if not any(start <= cut <= end for start, end in merged)]
         before = self.settled - _SPLINTER
         done = sorted(span for span in [*merged, *((cut, cut) for cut in cuts)] if final or span[1] < before)
@@ -292,19 +213,28 @@ class Transitions:
             return
         self._looks = self._looks[drop:]
         self._grids, self._changes = self._grids[drop:], self._changes[drop:]
+        self._contrast = self._contrast[drop:]
         self._shots = np.maximum(self._shots[drop:] - drop, -1)
         self._ready, self._faded = self._ready - drop, self._faded - drop
-        self._windows = [w._replace(first=w.first - drop, last=w.last - drop) for w in self._windows]
+        for window in self._windows:
+            window.shift(drop, self._looks, self._grids)
 
 
-def _climb(contrast: np.ndarray, i: int, step: int, low: int, high: int) -> int:
-    """Go from a look of one colour to where contrast no longer rises; the way is no longer than a fade."""
-    best = j = i
-    missed = 0
-    while low <= j + step < high and abs(j - i) < _LONGEST + 5 and missed < 2:
-        j += step
-        if contrast[j] > contrast[best] + max(0.25, 0.012 * contrast[best]):
-            best, missed = j, 0
+def _context(changes: np.ndarray, rows: np.ndarray, length: int, longest: int) -> np.ndarray:
+    """Most change within ``longest`` looks before (row 0) and after (row 1) windows of a length that end at rows."""
+    lags = [(k, lag) for k, lag in enumerate(_LAGS) if lag <= longest]
+    starts = np.maximum(rows - length, 0)
+    before = changes[starts, : len(lags)].max(axis=1)
+    ends = [changes[np.minimum(rows + lag, len(changes) - 1), k] for k, lag in lags]
+    return np.stack([before, np.max(ends, axis=0)])
+
+
+def merge(spans: Sequence[tuple[int, int]], cuts: Sequence[int]) -> list[tuple[int, int]]:
+    """Join transitions that touch or nearly do, unless a hard cut lies between them."""
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if merged and start <= merged[-1][1] + _SPLINTER and not any(merged[-1][1] <= c <= start for c in cuts):
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
         else:
-            missed += 1
-    return best
+            merged.append((start, end))
+    return merged

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.annotated import annotated
+from benchmarks.transitions import Film as Annotated
+from benchmarks.verdict import judge, total
 from curation.footage import DEMO, Film, Shot, pictures
 from curation.frames import fit
-from curation.shots import LONG_SIDE_PX, DetectorName, ShotDetector
+from curation.shots import LONG_SIDE_PX, Cut, DetectorName, ShotDetector
 from curation.video import Video
-from tests.curation.test_video import indexed
 
 
 def cuts_of_frames(frames: list[np.ndarray], detector: DetectorName = "adaptive") -> list[int]:
@@ -21,21 +22,28 @@ def cuts_of_frames(frames: list[np.ndarray], detector: DetectorName = "adaptive"
     found = [
         cut for i, frame in enumerate(frames) for cut in shots.push(i, i / 25, fit(frame[..., ::-1], LONG_SIDE_PX))
     ]
-    return found + shots.finish()
+    return [cut.start for cut in found + shots.finish()]
 
 
-def cuts_of_file(path: Path) -> list[int]:
-    shots, found = ShotDetector(), []
+def cuts_of_file(path: Path, detector: DetectorName = "adaptive") -> list[Cut]:
+    shots, found = ShotDetector(detector), []
     with Video(path) as video:
         for frame in video.frames():
             found += shots.push(frame.index, frame.t_s, frame.picture(*video.size(LONG_SIDE_PX)))
-    return [cut.start for cut in found + shots.finish()]
+    return found + shots.finish()
 
 
 @pytest.mark.parametrize("film", [film for film in DEMO if not film.dissolve_s], ids=lambda film: film.name)
 def test_cuts_of_generated_films_are_found_at_their_frame(film: Film, footage: Path, truth: dict[str, Any]) -> None:
     expected = [t["start_frame"] for t in truth[film.name]["transitions"]]
-    assert cuts_of_file(footage / film.name) == expected
+    assert [cut.start for cut in cuts_of_file(footage / film.name)] == expected
+
+
+def test_a_dissolve_is_left_out_with_its_extent(footage: Path, truth: dict[str, Any]) -> None:
+    (true,) = truth["dissolve.mp4"]["transitions"]
+    (cut,) = cuts_of_file(footage / "dissolve.mp4")
+    assert true["start_frame"] - 4 <= cut.end <= true["start_frame"] + 2
+    assert true["end_frame"] - 2 <= cut.start <= true["end_frame"] + 4
 
 
 @pytest.mark.parametrize("detector", ["adaptive", "content"])
@@ -62,17 +70,24 @@ def test_noise_in_near_black_frames_is_no_cut() -> None:
     assert cuts_of_frames(frames) == []
 
 
+@pytest.mark.parametrize(("detector", "expected"), [("threshold", [84, 167]), ("none", [])])
+def test_fades_through_black_are_cut_in_the_middle(
+    detector: DetectorName, expected: list[int], real_videos: Path
+) -> None:
+    """The golden values of PySceneDetect's own tests."""
+    assert [cut.start for cut in cuts_of_file(real_videos / "psd_fades.mp4", detector)] == expected
+
+
 @pytest.mark.slow
-def test_hard_cuts_of_real_clips_are_found_and_few_are_false(real_videos: Path) -> None:
+def test_hard_cuts_of_real_clips_are_found_and_few_are_false(real_videos: Path, tmp_path: Path) -> None:
     """Every annotated cut within one frame; at most one in twenty found cuts is not annotated."""
-    missed, false, num_found = [], [], 0
-    for row in indexed(real_videos):
-        expected = [int(cut.split()[0]) for cut in row["hard_cuts"].split(";") if re.match(r"\s*\d", cut)]
-        if row["file"] == "nasa_13013_multistream.mp4":
-            expected = [202]  # the other is of another stream
-        found = cuts_of_file(real_videos / row["file"])
-        num_found += len(found)
-        missed += [(row["file"], cut) for cut in expected if not any(abs(cut - other) <= 1 for other in found)]
-        false += [(row["file"], cut) for cut in found if not any(abs(cut - other) <= 1 for other in expected)]
-    assert missed == []
-    assert len(false) * 20 <= num_found, false
+    verdict = total(judge(film, clips_of(film)) for film in annotated(real_videos, tmp_path))
+    assert [(film.name, cut.first) for film, cut, what in verdict.hard if what == "missed"] == []
+    assert verdict.precision() > 0.95
+    assert len(verdict.false_gaps) <= 1
+
+
+def clips_of(film: Annotated) -> list[tuple[int, int]]:
+    cuts = cuts_of_file(film.path)
+    firsts, ends = [0, *(cut.start for cut in cuts)], [*(cut.end for cut in cuts), film.num_frames]
+    return [(first, end) for first, end in zip(firsts, ends, strict=True) if first < end]
