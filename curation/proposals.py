@@ -50,7 +50,7 @@ class Proposals:
         elif detector == "content":
             self._detector = _Content(27.0 if threshold is None else threshold, min_scene_len=0)
         else:
-            self._detector = ThresholdDetector(12 if threshold is None else threshold, min_scene_len=1)
+            self._detector = ThresholdDetector(12 if threshold is None else threshold)
         self._by_change = detector != "threshold"
         self._last: np.ndarray | None = None  # the last picture in hue, saturation and value
         self._count = 0
