@@ -96,7 +96,8 @@ def test_no_child_outlives_its_parent(tmp_path: Path) -> None:
         "    threading.Timer(1, os.kill, (os.getpid(), signal.SIGKILL)).start()\n"
         "    child.call('hang')\n"
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}  # for the tests' own modules
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, env=here)
     pid = int(done.stdout)
     wait_for_end(pid)
 

@@ -111,8 +111,8 @@ def test_a_bomb_costs_one_video(tmp_path: Path) -> None:
 
 
 def test_the_default_ceiling_is_enough_for_8k() -> None:
-    """10 bit HEVC at 7680x4320 was measured at 900 MB with the default of two threads."""
-    assert Decode().threads == 2
+    """10 bit HEVC at 7680x4320 was measured at 900 MB with two threads."""
+    assert Decode().threads <= 2
     assert Decode().memory_mb >= 2 * 900
 
 
