@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from curation.decode import Decode
 
 CONTEXT_S = 10.0  # shot detection looks no farther back
-_SKETCHES_S = 8.0  # sketches are kept so long, for clips that end between two points of the contact sheet's grid
+_MOST_SKETCHES = 1024  # kept for clips that lie between two points of the contact sheet's grid; 7 MB
 _MOST_TABLES = 64  # a table of one row takes 25 KB, a film has a thousand clips
 
 
@@ -95,7 +95,7 @@ class ClipMaker:
         requests = {step.stage.frames for step in dense if isinstance(step.stage, Filter)}
         self._kept = {request: Spool(request.fps or 1.0) for request in sorted(requests, key=lambda r: r.column)}
         self._sheet_kept = Spool(self.settings.sheet_fps)
-        self._sketches: collections.deque[tuple[float, np.ndarray]] = collections.deque()
+        self._sketches: collections.deque[tuple[float, np.ndarray]] = collections.deque(maxlen=_MOST_SKETCHES)
 
     def close(self) -> None:
         """Remove the temporary files."""
@@ -126,8 +126,6 @@ class ClipMaker:
             self._sheet_kept.add(frame.index, frame.t_s, self._jpeg(picture))
         sketch = frame.sketch(*SIZE)
         self._sketches.append((frame.t_s, sketch))
-        while self._sketches[0][0] < frame.t_s - _SKETCHES_S:
-            self._sketches.popleft()
         for cut in self._detector.push(frame.index, frame.t_s, sketch):
             self._end_shot(cut)
         self._divide_on_grid(self._time(max(self._start, self._detector.settled)))

@@ -36,15 +36,15 @@ class Frame:
 
     def grey(self, width: int, height: int) -> np.ndarray:
         """The upright picture's luma, H W uint8 (0 black, 255 white), scaled to the displayed size given."""
-        if self.raw.format.name not in _PLANAR:
+        stored_width, stored_height = self._stored(width, height)
+        every = self.raw.height // (2 * stored_height)  # two rows for each one of the result are enough
+        if every < 2 or self.raw.format.name not in _PLANAR:
             return self._upright(width, height, "gray")
-        width, height = self._stored(width, height)
         luma = plane(self.raw, 0)
-        every = max(1, luma.shape[0] // (2 * height))  # two rows for each one of the result are enough
-        scaled = self._scaler("grey", width, height).reformat(
+        scaled = self._scaler("grey", stored_width, stored_height).reformat(
             VideoFrame.from_numpy_buffer(luma[every // 2 :: every], format="gray"),
-            width=width,
-            height=height,
+            width=stored_width,
+            height=stored_height,
             interpolation=EXACT_AREA,
             threads=1,
         )
@@ -63,9 +63,8 @@ class Frame:
             dst_color_range="JPEG",
             threads=1,
         )
-        planes = scaled.to_ndarray()  # luma, below it blue and red of a quarter of its size
-        luma = cv2.resize(planes[: 2 * height], (width, height), interpolation=cv2.INTER_AREA)
-        blue, red = planes[2 * height :].reshape(2, height, width)
+        luma, blue, red = (plane(scaled, i) for i in range(3))
+        luma = cv2.resize(luma, (width, height), interpolation=cv2.INTER_AREA)
         return np.asarray(cv2.cvtColor(cv2.merge((luma, red, blue)), cv2.COLOR_YCrCb2BGR))
 
     def _upright(self, width: int, height: int, pixel_format: str) -> np.ndarray:
@@ -97,4 +96,5 @@ def upright(stored: np.ndarray, rotation: int) -> np.ndarray:
 def plane(frame: VideoFrame, i: int) -> np.ndarray:
     """One plane of a frame of 8 bits, H W, without copying it."""
     place = frame.planes[i]
-    return np.frombuffer(memoryview(place), np.uint8).reshape(-1, place.line_size)[: place.height, : place.width]
+    pixels: np.ndarray = np.frombuffer(place, np.uint8)  # type: ignore[call-overload]
+    return pixels.reshape(-1, place.line_size)[: place.height, : place.width]

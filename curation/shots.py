@@ -23,9 +23,8 @@ from curation.transitions import Transitions
 
 DetectorName = Literal["adaptive", "content", "threshold", "none"]
 
-LONG_SIDE_PX = 128  # the size of picture that is read for shots
 _LOOKS_PER_S = 32.0  # frames are looked at no denser than this, whatever the frame rate
-_BLOCK = 32  # looks that are worked on together
+_BLOCK = 64  # looks that are worked on together
 _AROUND_S = 0.35  # a flash is over, and a strobe has come round, within this time
 _MOST_AROUND = 9  # looks compared on either side
 _BLACK_S = 4.0  # a cut in a long black lies no farther than this before the picture comes back

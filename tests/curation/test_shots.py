@@ -12,15 +12,15 @@ from benchmarks.annotated import annotated
 from benchmarks.transitions import Film as Annotated
 from benchmarks.verdict import judge, total
 from curation.footage import DEMO, Film, Shot, pictures
-from curation.frames import fit
-from curation.shots import LONG_SIDE_PX, Cut, DetectorName, ShotDetector
+from curation.likeness import SIZE
+from curation.shots import Cut, DetectorName, ShotDetector
 from curation.video import Video
 
 
 def cuts_of_frames(frames: list[np.ndarray], detector: DetectorName = "adaptive") -> list[int]:
     shots = ShotDetector(detector)
     found = [
-        cut for i, frame in enumerate(frames) for cut in shots.push(i, i / 25, fit(frame[..., ::-1], LONG_SIDE_PX))
+        cut for i, frame in enumerate(frames) for cut in shots.push(i, i / 25, np.ascontiguousarray(frame[..., ::-1]))
     ]
     return [cut.start for cut in found + shots.finish()]
 
@@ -29,7 +29,7 @@ def cuts_of_file(path: Path, detector: DetectorName = "adaptive") -> list[Cut]:
     shots, found = ShotDetector(detector), []
     with Video(path) as video:
         for frame in video.frames():
-            found += shots.push(frame.index, frame.t_s, frame.picture(*video.size(LONG_SIDE_PX)))
+            found += shots.push(frame.index, frame.t_s, frame.sketch(*SIZE))
     return found + shots.finish()
 
 
