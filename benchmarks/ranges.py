@@ -88,8 +88,8 @@ def main() -> None:
         folder = Path(name)
         path = Path(arguments.video) if arguments.video else make_film(folder, arguments.minutes, 24)
         settings = ways[several].settings
-        row = {"video_id": "0" * 24, "duration_s": Lengths()(str(path))}
-        ranges = [span(part.id, settings.range_s) for part in range_parts([row], settings.range_s)]
+        row = {"video_id": "0" * 24, "bytes": path.stat().st_size, "duration_s": Lengths()(str(path))}
+        ranges = [span(part.id, settings.grid_s) for part in range_parts([row], settings.grid_s)]
         for _ in range(arguments.pairs):
             answers = []
             for way, workers in ways.items():

@@ -170,7 +170,7 @@ class ClipMaker:
         """
         margin_s = self.settings.max_clip_s
         while margin_s is not None and self._times:
-            grid_s = self.settings.range_s * math.ceil((self._times[0] + margin_s) / self.settings.range_s)
+            grid_s = self.settings.grid_s * math.ceil((self._times[0] + margin_s) / self.settings.grid_s)
             if settled_s < grid_s + margin_s:
                 return
             count = bisect.bisect_left(self._times, grid_s)

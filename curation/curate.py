@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from curation.clips import Range
 from curation.decode import Decode, Decoded, Decoder, failed, join
-from curation.errors import CutroomError, StageError, one_line
+from curation.errors import CutroomError, StageError, VideoError, one_line
 from curation.frames import SHEET
 from curation.isolate import Isolated
 from curation.plan import Plan, Step
@@ -169,8 +169,10 @@ class Curate:
             return {**failed(row, error, "").video, "measured": []}, clips
         try:
             decoded = self._decode(path, row)
-        except StageError:
-            raise
+        except CutroomError as error:
+            if not isinstance(error, VideoError):
+                raise  # it is not this file's fault
+            decoded = failed(row, error, self.plan.decode.mark)
         except Exception as error:  # whatever one file does, it costs only that file
             decoded = failed(row, error, self.plan.decode.mark)
         self._load_sheets(part)

@@ -28,6 +28,7 @@ class Decode(Stage):
     """The first stage of every pipeline: videos -> shots -> clips with contact sheets."""
 
     name: ClassVar[str] = "decode"
+    version: ClassVar[int] = 2
     writes: ClassVar[pa.Schema] = CLIPS
 
     detector: DetectorName = "adaptive"
@@ -44,6 +45,11 @@ class Decode(Stage):
     # and 1700 MB with 8, 8K H.264 600 MB, 4K 200 MB.
     memory_mb: Annotated[int, Ge(256)] = operational(2048)
     isolate: bool = operational(True)  # decode in a child process; false only for debugging
+
+    @property
+    def grid_s(self) -> float:
+        """Seconds between the points where very long shots are divided, and between ranges: room for two clips."""
+        return max(self.range_s, 2 * (self.max_clip_s or 0.0))
 
     def process(self, clips: pa.Table) -> pa.Table:
         raise TypeError("decode works on videos; the run calls decode_video")
@@ -113,6 +119,7 @@ class Decoder:
             with contextlib.closing(work), _one_thread():
                 work.run()
             facts = {name: getattr(video, name) for name in ("width", "height", "codec", "has_audio")}
+            facts["seekable"] = video.seekable
             facts["declared_s"] = video.declared_duration_s()
             clips = pa.concat_tables([self.clip_schema.empty_table(), *work.clips])
             return Piece(

@@ -7,10 +7,10 @@ whose timestamps survive a seek; a film with any damage is decoded in one pass i
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -23,14 +23,14 @@ import pyarrow.parquet as pq
 
 from curation.clips import Range
 from curation.decode import Decode, Decoded, Decoder, Piece, join
-from curation.errors import VideoError
+from curation.errors import CutroomError, VideoError
 from curation.isolate import Isolated
 from curation.plan import Plan
 from curation.sheets import open_sheets
 from curation.stage import Needs
-from curation.table import VIDEOS, Part, Store
+from curation.table import CLIPS, VIDEOS, Part, Store
 
-_MOST = 10_000  # ranges of one film; the length is only a claim of the file
+_LEAST_BYTES = 1 << 20  # of a range: the length is only a claim of the file, its size is not
 _FOLDER = "ranges"
 _FACTS = b"cutroom.piece"
 
@@ -77,11 +77,17 @@ class RangeStore:
     def take(self, row: dict[str, Any], mark: str) -> Decoded | None:
         """A film put together from its ranges; None where they are not all there, or one met damage."""
         names = sorted(path.stem for path in self.folder.glob(f"{row['video_id']}-*.parquet"))
-        pieces = [self._read(name) for name in names]
-        whole = [piece for piece in pieces if piece is not None]
-        if not names or len(whole) < len(pieces) or len(names) != _count(names[0]):
+        try:
+            pieces = [self._read(name) for name in names]
+            whole = [piece for piece in pieces if piece is not None]
+            if not names or len(whole) < len(pieces) or len(names) != _count(names[0]):
+                return None
+            film = join(row, mark, whole, [open_sheets(self.sheets(name)) for name in names])
+        except (OSError, ValueError, KeyError):  # a range that a dying node left torn
             return None
-        return join(row, mark, whole, [open_sheets(self.sheets(name)) for name in names])
+        # The film may have been moved since its ranges were decoded.
+        where = pa.array([row["video"]] * film.clips.num_rows, pa.string())
+        return film._replace(clips=film.clips.set_column(CLIPS.get_field_index("video"), "video", where))
 
     def _read(self, name: str) -> Piece | None:
         table = pq.read_table(self.path(name))
@@ -93,7 +99,8 @@ def range_parts(rows: Iterable[dict[str, Any]], range_s: float) -> list[Part]:
     """One part for each range of each film that is long enough to be divided."""
     parts = []
     for row in rows:
-        count = min(_MOST, math.floor((row["duration_s"] or 0.0) / range_s + 0.5))
+        most = (row["bytes"] or 0) // _LEAST_BYTES
+        count = min(most, math.floor((row["duration_s"] or 0.0) / range_s + 0.5))
         if count >= 2:
             table = pa.Table.from_pylist([row], schema=VIDEOS)
             parts += [Part(f"{row['video_id']}-{i:05d}-{count:05d}", videos=table) for i in range(count)]
@@ -128,7 +135,7 @@ class DecodeRange:
     def setup(self) -> None:
         settings = self.plan.decode.stage
         assert isinstance(settings, Decode)
-        self._range_s = settings.range_s
+        self._range_s = settings.grid_s
         self._store = RangeStore(Store(self.output).root, self.plan)
         decoder = Decoder(self.plan.decode, self.plan.dense, self.plan.score_rejected)
         self._child = Isolated(decoder, stall_s=settings.stall_s, memory_bytes=settings.memory_mb << 20)
@@ -148,10 +155,15 @@ class DecodeRange:
 
     def _decode(self, name: str, row: dict[str, Any]) -> Piece | None:
         path, sheets = os.path.join(self.base, row["video"]), self._store.sheets(name)
-        with contextlib.suppress(VideoError, OSError):
+        try:
             piece: Piece = self._child.call(path, row, span(name, self._range_s), str(sheets))
             if not piece.losses:
                 return piece
+        except CutroomError as error:
+            if not isinstance(error, VideoError):
+                raise
+        except Exception:  # whatever it is, decoding in one pass will say it
+            logging.getLogger(__name__).debug("range %s", name, exc_info=True)
         self._store.write(f"{row['video_id']}-damaged", None)
         return None
 

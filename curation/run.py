@@ -132,10 +132,10 @@ def decode_long_films(
     films = [
         row
         for part in parts
-        if settings.isolate and range_parts(part.videos.to_pylist(), settings.range_s)
+        if settings.isolate and range_parts(part.videos.to_pylist(), settings.grid_s)
         for row in link.undecoded(part)
     ]
-    todo = range_parts(films, settings.range_s)
+    todo = range_parts(films, settings.grid_s)
     progress.begin("long films", total=len(todo))
     for part in engine(todo, [DecodeRange(plan, str(store.root), base)]):
         progress.advance(part)
@@ -186,7 +186,7 @@ def make_parts(store: Store, base: str, present: list[dict[str, Any]]) -> tuple[
             owner[row["video_id"]] = row["video"]
             fresh.append({**row, "measured": []})
         elif owner[row["video_id"]] != row["video"]:
-            others[row["video"]] = {**row, "num_clips": 0}
+            others[row["video"]] = {**row, "num_clips": 0, "duration_s": None}
     for rows in divide_videos(fresh):
         ids = "".join(row["video_id"] for row in rows)
         part_id = hashlib.blake2b(ids.encode(), digest_size=8).hexdigest()

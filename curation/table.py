@@ -33,6 +33,7 @@ VIDEOS = pa.schema(
         ("height", pa.int32()),
         ("codec", pa.string()),
         ("has_audio", pa.bool_()),
+        ("seekable", pa.bool_()),  # false: only reading from the start gives frames the times of the table
         ("num_shots", pa.int32()),
         ("num_clips", pa.int32()),
         # Dissolves, fades and wipes: no clip has any part of them.

@@ -7,6 +7,7 @@ has the same time whether it was reached from the start or by seeking.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from fractions import Fraction
@@ -32,10 +33,11 @@ _FORMATS = (
     "mov,mpeg,mpegts,mpegvideo,mxf,nsv,nut,obu,ogg,rm,vc1,vc1test,vvc,wtv,yuv4mpegpipe"
 )
 _MOST_PIXELS = 16384 * 8192  # of a frame: four times 8K. FFmpeg refuses more before it allocates anything
-_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, "max_pixels": str(_MOST_PIXELS)}
+OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, "max_pixels": str(_MOST_PIXELS)}
 _WIDEST_PIXEL = 16  # a pixel aspect ratio beyond this, or its inverse, is a damaged header
 # What timestamps are believed. Nobody looks at one frame for ten minutes, and no file plays 2000 frames a second.
 _MOST_STEP_S, _LEAST_STEP_S = 600.0, 0.0005
+_MOST_BACK_S = 1.0  # smaller disorder is mended in passing
 _MOST_S = 99_000.0  # 27.5 hours; the id of a clip has no room for more
 _MOST_REPEATS, _MOST_REPEATED_BYTES = 10, 16 << 20  # data that may come out of a file again and again
 
@@ -48,6 +50,7 @@ class Video:
         threads: of the decoder.
         exact: False leaves out the deblocking of frames that no other frame is predicted from: a little blockier, and
             up to a sixth cheaper. No error can spread from them.
+        seek: False reads from the start whatever is asked for, as a file needs whose timestamps had to be mended.
 
     Attributes:
         width, height: as displayed (rotation and pixel aspect ratio applied), known after the first frame.
@@ -58,25 +61,28 @@ class Video:
         VideoError: the file cannot be opened or holds no video stream.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, threads: int = 1, exact: bool = True) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, threads: int = 1, exact: bool = True, seek: bool = True
+    ) -> None:
         self.path = os.fspath(path)
         self.losses: list[str] = []
         self.num_frames = 0
         self.end_s = 0.0  # end of the last frame shown so far
         self.width = self.height = self.rotation = 0
-        self._threads, self._exact = threads, exact
+        self.aspect = Fraction(1)  # width of a stored pixel, in heights
+        self._threads, self._exact, self._may_seek = threads, exact, seek
         self._scalers: dict[Any, VideoReformatter] = {}
         self._origin: int | None = None  # the timestamp of the first frame, in ticks
         self._tick = Fraction(0)  # seconds
         self._left_out_s = 0.0  # jumps in the timestamps that were not believed
-        self._num_jumps = 0
+        self._num_jumps = self._num_back = 0
         self._open()
         self.codec = str(self._stream.codec_context.codec.canonical_name)
         self.has_audio = bool(self._container.streams.audio)
 
     def _open(self) -> None:
         try:
-            self._container = av.open(f"file:{self.path}", metadata_errors="replace", options=_OPTIONS)
+            self._container = av.open(f"file:{self.path}", metadata_errors="replace", options=OPTIONS)
         except av.error.ArgumentError as error:
             raise VideoError("cannot be opened (it is in no video format that is read)") from error
         except (FFmpegError, OSError, ValueError) as error:
@@ -111,8 +117,9 @@ class Video:
 
     @property
     def seekable(self) -> bool:
-        """Whether frames have the same times after a seek, as far as the container's kind tells."""
-        return bool(_SEEKABLE & set(self._container.format.name.split(",")))
+        """Whether frames have the same times after a seek, as far as the container's kind and what was read tell."""
+        mended = self._num_jumps or self._num_back
+        return self._may_seek and not mended and bool(_SEEKABLE & set(self._container.format.name.split(",")))
 
     def declared_duration_s(self) -> float | None:
         """How long the file says its video is, or None. A claim: compare, never trust."""
@@ -121,7 +128,8 @@ class Video:
             return float(stream.duration * stream.time_base)
         with contextlib.suppress(KeyError, ValueError, OverflowError):
             hours, minutes, seconds = stream.metadata["DURATION"].split(":")
-            return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+            told_s = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+            return told_s if math.isfinite(told_s) else None
         if container.duration and not self.has_audio:
             return float(container.duration) / av.time_base
         return None
@@ -166,7 +174,7 @@ class Video:
     def _decode(self) -> Iterator[Frame]:
         """Decode onward from the current position."""
         self.num_frames, last_s, step_s = 0, None, 1.0 / self._nominal_fps()
-        damaged = self._num_jumps = 0
+        damaged = self._num_jumps = self._num_back = 0
         self._left_out_s = 0.0
         try:
             for raw in self._raw_frames():
@@ -175,6 +183,7 @@ class Video:
                 damaged += bool(raw.is_corrupt)
                 t_s = self._time(raw.pts, last_s, step_s)
                 if t_s is None or (last_s is not None and t_s <= last_s + _LEAST_STEP_S):
+                    self._num_back += t_s is not None and last_s is not None and t_s < last_s - _MOST_BACK_S
                     t_s = 0.0 if last_s is None else last_s + step_s
                 elif last_s is not None:
                     step_s = t_s - last_s
@@ -193,6 +202,8 @@ class Video:
             if self._num_jumps:
                 jumps = f"{self._num_jumps} jumps of more than {_MOST_STEP_S:g} s"
                 self.losses.append(f"{jumps} in the timestamps left out")
+            if self._num_back:
+                self.losses.append(f"timestamps go back; {self._num_back} frames are shown one after the other")
 
     def _raw_frames(self) -> Iterator[VideoFrame]:
         skipped, reason, size = 0, "", 0
@@ -222,13 +233,16 @@ class Video:
                 self.losses.append(f"{skipped} undecodable packets ({reason})")
 
     def _look(self, raw: VideoFrame) -> None:
-        """Learn geometry and origin from the first frame, which knows them better than the header."""
+        """Learn geometry and origin from the film's first frame, which knows them better than the header."""
+        if self.width:
+            return
         self.rotation = int(raw.rotation) % 360
         if self.rotation % 90:
             self.rotation = 0
         aspect = self._stream.codec_context.sample_aspect_ratio or Fraction(1)
         if not Fraction(1, _WIDEST_PIXEL) <= aspect <= _WIDEST_PIXEL:
             aspect = Fraction(1)
+        self.aspect = aspect
         width, height = max(1, round(raw.width * aspect)), raw.height
         self.width, self.height = (height, width) if self.rotation in (90, 270) else (width, height)
         if self._origin is None and raw.pts is not None and raw.time_base:

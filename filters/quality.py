@@ -32,6 +32,7 @@ class Quality(Filter):
     """
 
     name: ClassVar[str] = "quality"
+    version: ClassVar[int] = 2
     frames: ClassVar[Frames] = Frames(fps=2, long_side_px=640)
     writes: ClassVar[pa.Schema] = pa.schema(
         [

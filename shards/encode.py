@@ -103,7 +103,7 @@ def _encode_clip(
     source: str, row: dict[str, Any], settings: ShardSettings, target: str, threads: int
 ) -> dict[str, Any]:
     start_s, end_s, promised = row["start_s"], row["end_s"], row["num_frames"]
-    with Video(source, threads=threads) as video:
+    with Video(source, threads=threads, seek=row.get("seekable") is not False) as video:
         span = Span(video, start_s, end_s)
         frames = progressive(span)
         first = next(frames, None)

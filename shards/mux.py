@@ -10,10 +10,12 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
 
+from curation.video import OPTIONS
+
 
 def open_source(path: str) -> InputContainer:
     """Open a stranger's file, and nothing else that it may name."""
-    return av.open(f"file:{path}", metadata_errors="replace", options={"protocol_whitelist": "file"})
+    return av.open(f"file:{path}", metadata_errors="replace", options=OPTIONS)
 
 
 class Movie:

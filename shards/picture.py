@@ -49,14 +49,12 @@ class Span:
         for frame in self._video.frames(self._start_s):
             alive()
             if frame.index == 0:
-                turned = frame.rotation in (90, 270)
-                shown = self._video.height if turned else self._video.width
-                self.aspect = Fraction(shown, frame.raw.width)
-                if frame.raw.pts is not None and frame.raw.time_base:
-                    self.origin_s = float(frame.raw.pts * frame.raw.time_base) - frame.t_s
+                self.aspect = self._video.aspect
             if frame.t_s >= self._end_s - _SAME_TIME_S:
                 break
             if frame.t_s >= self._start_s - _SAME_TIME_S:
+                if self.num_frames == 0 and frame.raw.pts is not None and frame.raw.time_base:
+                    self.origin_s = float(frame.raw.pts * frame.raw.time_base) - frame.t_s
                 self.num_frames += 1
                 yield frame
 

@@ -58,6 +58,8 @@ def remux_clip(
         CannotCopyError: the clip has to be encoded.
         VideoError: the source cannot be read, or does not give the frames that the row promises.
     """
+    if row.get("seekable") is False:
+        raise CannotCopyError("its timestamps had to be mended")
     clip = _look(source, row, settings, threads)
     with contextlib.ExitStack() as open_files:
         container = open_files.enter_context(open_source(source))

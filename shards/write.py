@@ -46,7 +46,11 @@ class ShardSet:
     def accepted(self) -> pa.Table:
         """The clips that belong into shards: kept ones, and those that could not be delivered the last time."""
         tables = []
-        for _, table in self.store.parts("clips"):
+        for part_id, table in self.store.parts("clips"):
+            videos = self.store.read("videos", part_id)
+            seekable = dict(zip(videos["video_id"].to_pylist(), videos["seekable"].to_pylist(), strict=True))
+            known = [seekable.get(video_id) for video_id in table["video_id"].to_pylist()]
+            table = table.append_column("seekable", pa.array(known, pa.bool_()))
             status, error = table["status"].to_pylist(), table["error"].to_pylist()
             wanted = [
                 s == "kept" or (e is not None and e.startswith(f"{STAGE}:")) for s, e in zip(status, error, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tarfile
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +20,8 @@ from curation.decode import Decode, Decoded, Decoder, decode_video
 from curation.errors import VideoError
 from curation.isolate import Isolated
 from curation.plan import ShardSettings
+from curation.run import run
+from curation.table import Store
 from curation.video import Video
 from shards.encode import cut_clip
 from tests.mutants import FPS, HEIGHT, NUM_FRAMES, WIDTH, Kind, make
@@ -174,6 +177,49 @@ def test_timestamps_that_jump_by_a_day_are_closed_up(name: str, tmp_path: Path) 
     assert "1 jumps of more than 600 s in the timestamps left out" in video["error"]
     for clip in decoded.clips.to_pylist():  # found again by seeking, behind the jump too
         assert cut_clip(str(path), clip, ShardSettings()).mp4
+
+
+def test_clips_behind_a_gap_that_was_closed_up_are_cut_from_where_they_are(tmp_path: Path) -> None:
+    path, config = tmp_path / "gap.mkv", tmp_path / "gaps.yaml"
+    retimed(path, Fraction(1, 1000), lambda i: 300_000 * i + 400_000 * (i >= 3))  # by time alone, frame 3 is at 1300 s
+    config.write_text("gaps:\n  stages:\n    - decode: {detector: none, max_clip_s: 1500}\n")
+    run("gaps", [str(path)], tmp_path / "out", config=str(config), engine="local")
+    [video] = Store(tmp_path / "out").videos().to_pylist()
+    assert video["seekable"] is False
+    with Video(path) as source:
+        truth = {frame.t_s: frame.grey(32, 18).astype(int) for frame in source.frames()}
+    clips = Store(tmp_path / "out").clips().to_pylist()
+    assert [clip["start_s"] for clip in clips[:3]] == [0.0, 1500.0, 3000.0]
+    [shard] = (tmp_path / "out" / "shards").glob("*.tar")
+    with tarfile.open(shard) as tar:
+        for clip in clips:
+            tar.extract(f"{clip['clip_id']}.mp4", tmp_path, filter="data")
+            with Video(tmp_path / f"{clip['clip_id']}.mp4") as cut:
+                for frame in cut.frames():
+                    shown = frame.grey(32, 18)
+                    assert np.abs(shown - truth[round(clip["start_s"] + frame.t_s, 3)]).mean() < 6
+
+
+def test_timestamps_that_go_back_are_said(tmp_path: Path) -> None:
+    """Two recordings, one written behind the other."""
+    make(tmp_path / "one.mp4", Kind("one.mp4", "libx264", muxer=(("movflags", "frag_keyframe+empty_moov"),)))
+    path = tmp_path / "both.mp4"
+    path.write_bytes((tmp_path / "one.mp4").read_bytes() * 2)
+    video = decode(path).video
+    if video["num_frames"] > NUM_FRAMES:
+        assert "timestamps go back" in video["error"]
+        assert video["seekable"] is False
+
+
+def test_a_length_that_is_no_number_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "endless.mkv"
+    make(path, Kind("endless.mkv", "libx264"))
+    data = path.read_bytes()
+    at = data.index(b"DURATION")
+    told = data.index(b"00:00:", at)
+    path.write_bytes(data[: told + 6] + b"inf".ljust(12, b"\0") + data[told + 18 :])
+    with Video(path) as video:
+        assert video.declared_duration_s() is None
 
 
 def test_one_wild_timestamp_moves_only_its_own_frame(tmp_path: Path) -> None:

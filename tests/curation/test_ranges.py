@@ -20,8 +20,9 @@ from curation.decode import Decode, Decoder, join
 from curation.engine import LocalEngine
 from curation.errors import CutroomError
 from curation.footage import Film, Shot, write_film
+from curation.isolate import Isolated
 from curation.plan import Plan
-from curation.ranges import DecodeRange
+from curation.ranges import DecodeRange, RangeStore, range_parts
 from curation.run import run
 from curation.sheets import take_sheets
 from curation.table import Part, Store
@@ -149,10 +150,8 @@ def test_a_run_that_ends_within_a_film_goes_on_there(
 
 def test_ranges_of_other_settings_are_not_used(film: Path, config: Path, tmp_path: Path) -> None:
     store, plan = Store(tmp_path / "out"), load_plan("film", config)
-    row = {"video": str(film), "video_id": "0" * 24, "duration_s": 50.0}
+    row = {"video": str(film), "video_id": "0" * 24, "duration_s": 50.0, "bytes": film.stat().st_size}
     step = DecodeRange(plan, str(store.root), "/")
-    from curation.ranges import RangeStore, range_parts
-
     RangeStore(store.root, plan).begin()
     parts = range_parts([row], 12.0)
     assert [part.id[-11:] for part in parts] == ["00000-00004", "00001-00004", "00002-00004", "00003-00004"]
@@ -181,13 +180,50 @@ def test_a_damaged_film_is_decoded_in_one_pass(film: Path, config: Path, tmp_pat
     assert contents(tmp_path / "ranges") == contents(tmp_path / "whole")
 
 
+def test_the_length_that_a_file_claims_buys_no_more_ranges_than_its_size() -> None:
+    row = {"video": "x", "video_id": "2" * 24, "duration_s": 9e8, "bytes": 3 << 20}
+    assert len(range_parts([row], 300.0)) == 3
+
+
+def test_ranges_are_no_shorter_than_two_clips() -> None:
+    assert Decode(max_clip_s=400.0).grid_s == 800.0
+    assert Decode(max_clip_s=None).grid_s == Decode().grid_s == 300.0
+
+
+def test_clips_of_a_film_that_moved_meanwhile_know_where_it_lies(film: Path, config: Path, tmp_path: Path) -> None:
+    plan, store = load_plan("film", config), Store(tmp_path)
+    row = {"video": str(film), "video_id": "3" * 24, "duration_s": 50.0, "bytes": film.stat().st_size}
+    ranges = RangeStore(store.root, plan)
+    ranges.begin()
+    list(LocalEngine()(range_parts([row], 12.0), [DecodeRange(plan, str(store.root), "/")]))
+    taken = ranges.take({**row, "video": "elsewhere.mp4"}, "m")
+    assert taken is not None
+    assert set(taken.clips["video"].to_pylist()) == {"elsewhere.mp4"}
+    ranges.sheets(decoded_ranges(store.root)[0]).write_bytes(b"")  # torn
+    assert ranges.take(row, "m") is None
+
+
+def test_what_goes_wrong_in_a_range_is_left_to_one_pass(
+    film: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def odd(self: Isolated, *args: Any) -> Any:
+        raise OverflowError("unforeseen")
+
+    monkeypatch.setattr(Isolated, "call", odd)
+    plan, store = load_plan("film", config), Store(tmp_path)
+    row = {"video": str(film), "video_id": "4" * 24, "duration_s": 50.0, "bytes": film.stat().st_size}
+    ranges = RangeStore(store.root, plan)
+    ranges.begin()
+    list(LocalEngine()(range_parts([row], 12.0), [DecodeRange(plan, str(store.root), "/")]))
+    assert ranges.take(row, "m") is None
+
+
 def test_a_range_part_says_how_much_footage_it_is(film: Path, config: Path, tmp_path: Path) -> None:
     plan, store = load_plan("film", config), Store(tmp_path)
     step = DecodeRange(plan, str(store.root), "/")
-    from curation.ranges import RangeStore, range_parts
-
     RangeStore(store.root, plan).begin()
-    parts = range_parts([{"video": os.fspath(film), "video_id": "1" * 24, "duration_s": 50.0}], 12.0)
+    row = {"video": os.fspath(film), "video_id": "1" * 24, "duration_s": 50.0, "bytes": film.stat().st_size}
+    parts = range_parts([row], 12.0)
     done: list[Part] = list(LocalEngine()(parts[-1:], [step]))
     assert done[0].videos["duration_s"].to_pylist() == [14.0]
     assert isinstance(done[0].clips, pa.Table)
