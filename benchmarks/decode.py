@@ -32,6 +32,7 @@ from curation.config import load_plan
 from curation.decode import Decode, Decoded, decode_video
 from curation.footage import Film, Shot, write_film
 from curation.plan import Plan
+from curation.shots import ShotDetector
 
 MODES = ("exact", "default")
 _CODECS = {"hevc": "libx265", "vp9": "libvpx-vp9", "av1": "libsvtav1"}
@@ -170,7 +171,9 @@ def main() -> None:
         for path in arguments.videos:
             if arguments.only == "bare":
                 bare(path, arguments.threads)
-            elif arguments.only != "nothing":
+            elif arguments.only == "nothing":
+                ShotDetector()  # what a process loads before its first video
+            else:
                 analyse(path, arguments.only, arguments.threads)
         return
     rows: list[dict[str, Any]] = []

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from curation.decode import Decode
 
 CONTEXT_S = 10.0  # shot detection looks no farther back
-_MOST_SKETCHES = 1024  # kept for clips that lie between two points of the contact sheet's grid; 7 MB
+_MOST_SKETCHES = 2048  # kept for clips that lie between two points of the contact sheet's grid; 14 MB
 _MOST_TABLES = 64  # a table of one row takes 25 KB, a film has a thousand clips
 
 

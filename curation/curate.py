@@ -73,6 +73,7 @@ class Curate:
             raise StageError(f"a stage cannot be set up: {one_line(error)}") from error
 
     def __call__(self, part: Part) -> Part:
+        self._has_sheets = part.frames.num_rows > 0  # an earlier link may have read them
         if self.first:
             part = self._decode_missing(self._load(part))
         for step in self.steps:
@@ -88,7 +89,7 @@ class Curate:
 
     def undecoded(self, part: Part) -> list[dict[str, Any]]:
         """The rows of the videos that calling this for ``part`` will decode."""
-        self._store = Store(self.output)
+        self._store, self._has_sheets = Store(self.output), False
         loaded = self._load(Part(part.id, part.videos))
         return [row for row in loaded.videos.to_pylist() if not self._is_decoded(row, _of_video(loaded.clips, row))]
 
@@ -126,9 +127,10 @@ class Curate:
 
     def _load_sheets(self, part: Part) -> None:
         """Contact sheets are large and seldom needed again, so they are read only on demand."""
-        if part.frames.num_rows == 0 and self._store.path("videos", part.id).exists():
+        if not self._has_sheets and self._store.path("videos", part.id).exists():
             wanted = set(part.videos["video_id"].to_pylist())
             part.frames = select(self._store.read("frames", part.id), wanted)
+        self._has_sheets = True
 
     def _decode_missing(self, part: Part) -> Part:
         """Decode the videos that were not, or whose clips lack a score that only decoding can give."""
