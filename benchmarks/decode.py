@@ -32,7 +32,6 @@ from curation.config import load_plan
 from curation.decode import Decode, Decoded, decode_video
 from curation.footage import Film, Shot, write_film
 from curation.plan import Plan
-from curation.shots import ShotDetector
 
 MODES = ("exact", "default")
 _CODECS = {"hevc": "libx265", "vp9": "libvpx-vp9", "av1": "libsvtav1"}
@@ -80,16 +79,17 @@ def commands(path: str, threads: int) -> dict[str, list[str]]:
 
 
 def measure(path: str, pairs: int, threads: int) -> dict[str, Any]:
-    """Median CPU seconds and the median of the ratios to the floor, without the time that Python needs to start."""
+    """Median CPU seconds and the median of the ratios to the floor, without what starting a process costs."""
     todo = commands(path, threads)
-    startup = statistics.median(
-        cpu_seconds([sys.executable, "-m", "benchmarks.decode", "--only", "nothing", path]) for _ in range(3)
-    )
+    with tempfile.TemporaryDirectory() as folder:  # a film so short that starting is all it costs
+        short = Path(folder) / "short.mp4"
+        write_film(short, Film(name=short.name, shots=(Shot(seconds=0.1),), width=64, height=36))
+        starting = commands(os.fspath(short), threads)
+        startup = {name: statistics.median(cpu_seconds(starting[name]) for _ in range(5)) for name in todo}
     seconds: dict[str, list[float]] = {name: [] for name in todo}
     for _ in range(pairs):
         for name, command in todo.items():
-            own = command[0] == sys.executable
-            seconds[name].append(cpu_seconds(command) - (startup if own else 0.0))
+            seconds[name].append(cpu_seconds(command) - startup[name])
     floor = seconds["floor"]
     row: dict[str, Any] = {"floor_cpu_s": round(statistics.median(floor), 2)}
     for mode in MODES:
@@ -125,7 +125,7 @@ def repeated(path: Path, target: Path, seconds: float) -> Path:
         length = max(p.pts + (p.duration or 0) for p in packets) - begin
         times = max(1, round(seconds / float(length * time_base)))
         with av.open(str(target), "w") as out:
-            copy = out.add_stream_from_template(stream)
+            copy = out.add_stream_from_template(stream, opaque=True)
             for k in range(times):
                 for packet in packets:
                     again = av.Packet(bytes(packet))
@@ -171,8 +171,6 @@ def main() -> None:
         for path in arguments.videos:
             if arguments.only == "bare":
                 bare(path, arguments.threads)
-            elif arguments.only == "nothing":
-                ShotDetector()  # what a process loads before its first video
             else:
                 analyse(path, arguments.only, arguments.threads)
         return
@@ -185,6 +183,7 @@ def main() -> None:
             row = {"video": video.name, **measure(path, arguments.pairs, arguments.threads)}
             rows.append({**row, **differences(os.fspath(video), arguments.threads)})
             target.unlink()
+            print(json.dumps(rows[-1]), file=sys.stderr)
     if arguments.json:
         print(json.dumps({"floor": "ffmpeg" if shutil.which("ffmpeg") else "PyAV", "rows": rows}, indent=1))
         return
@@ -201,7 +200,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="decoder threads")
     parser.add_argument("--seconds", type=float, default=60.0, help="length that each video is brought to")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--only", choices=["bare", "nothing", *MODES], help="do this and measure nothing")
+    parser.add_argument("--only", choices=["bare", *MODES], help="do this and measure nothing")
     return parser.parse_args()
 
 

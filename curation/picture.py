@@ -14,6 +14,8 @@ from curation.colour import EXACT_AREA, is_hdr, to_sdr
 
 _PLANAR = {"yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuvj422p", "yuvj444p", "nv12"}  # luma of 8 bits by itself
 _FULL_RANGE = np.clip((np.arange(256) - 16) * 255 / 219 + 0.5, 0, 255).astype(np.uint8)
+_FULL_CHROMA = np.clip((np.arange(256) - 128) * 255 / 224 + 128.5, 0, 255).astype(np.uint8)
+_FULL = np.stack([_FULL_RANGE, _FULL_CHROMA, _FULL_CHROMA], axis=1)[None]  # of luma, red and blue
 _ACCURATE_AREA = Interpolation.AREA | Interpolation.ACCURATE_RND  # colour without the bias of quick rounding
 _SKETCH = Interpolation.FAST_BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
@@ -48,24 +50,26 @@ class Frame:
             interpolation=EXACT_AREA,
             threads=1,
         )
-        full = self.raw.color_range == ColorRange.JPEG or self.raw.format.name.startswith("yuvj")
         stored = scaled.to_ndarray()
-        return upright(stored if full else cv2.LUT(stored, _FULL_RANGE), self.rotation)
+        return upright(stored if self._is_full() else cv2.LUT(stored, _FULL_RANGE), self.rotation)
 
     def sketch(self, width: int, height: int) -> np.ndarray:
         """The stored (not upright) picture, H W 3 BGR uint8, made from a few of its pixels: coarse, but cheap."""
-        scaled = self._scaler("sketch").reformat(
-            self.raw,
-            width=2 * width,
-            height=2 * height,
-            format="yuv420p",
-            interpolation=_SKETCH,
-            dst_color_range="JPEG",
-            threads=1,
+        if self.raw.format.name not in _PLANAR - {"nv12"}:
+            return self._coarse(width, height)
+        planes = (plane(self.raw, i) for i in (0, 2, 1))  # luma, red, blue
+        samples = (cv2.resize(p, (2 * width, 2 * height), interpolation=cv2.INTER_NEAREST) for p in planes)
+        stored = cv2.merge([cv2.resize(p, (width, height), interpolation=cv2.INTER_AREA) for p in samples])
+        return np.asarray(cv2.cvtColor(stored if self._is_full() else cv2.LUT(stored, _FULL), cv2.COLOR_YCrCb2BGR))
+
+    def _coarse(self, width: int, height: int) -> np.ndarray:
+        coarse = self._scaler("sketch").reformat(
+            self.raw, width=2 * width, height=2 * height, format="bgr24", interpolation=_SKETCH, threads=1
         )
-        luma, blue, red = (plane(scaled, i) for i in range(3))
-        luma = cv2.resize(luma, (width, height), interpolation=cv2.INTER_AREA)
-        return np.asarray(cv2.cvtColor(cv2.merge((luma, red, blue)), cv2.COLOR_YCrCb2BGR))
+        return np.asarray(cv2.resize(coarse.to_ndarray(), (width, height), interpolation=cv2.INTER_AREA))
+
+    def _is_full(self) -> bool:
+        return self.raw.color_range == ColorRange.JPEG or self.raw.format.name.startswith("yuvj")
 
     def _upright(self, width: int, height: int, pixel_format: str) -> np.ndarray:
         return upright(self.convert(*self._stored(width, height), pixel_format).to_ndarray(), self.rotation)
