@@ -100,7 +100,7 @@ class ClipMaker:
     def close(self) -> None:
         """Remove the temporary files."""
         for kept in (*self._kept.values(), self._sheet_kept):
-            kept.file.close()
+            kept.close()
 
     def run(self) -> None:
         """Read the frames until all clips of the range are made."""

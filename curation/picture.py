@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 from av.video.frame import VideoFrame
+from av.video.plane import VideoPlane
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from curation.colour import EXACT_AREA, is_hdr, to_sdr
@@ -29,20 +30,23 @@ class Frame:
     raw: VideoFrame
     rotation: int  # degrees, counter-clockwise, that bring the stored picture upright: 0, 90, 180 or 270
     _scalers: dict[Any, VideoReformatter]
+    _picture: np.ndarray | None = None  # the last one made: more than one may ask for it
 
     def picture(self, width: int, height: int) -> np.ndarray:
         """The upright picture, H W 3 BGR uint8, scaled to the displayed size given; HDR is tone-mapped."""
-        if is_hdr(self.raw):
-            return upright(to_sdr(self.raw, *self._stored(width, height)), self.rotation)
-        return self._upright(width, height, "bgr24")
+        if self._picture is None or self._picture.shape[:2] != (height, width):
+            size = self._stored(width, height)
+            stored = to_sdr(self.raw, *size) if is_hdr(self.raw) else self.convert(*size, "bgr24").to_ndarray()
+            self._picture = upright(stored, self.rotation)
+        return self._picture
 
     def grey(self, width: int, height: int) -> np.ndarray:
         """The upright picture's luma, H W uint8 (0 black, 255 white), scaled to the displayed size given."""
         stored_width, stored_height = self._stored(width, height)
         every = self.raw.height // (2 * stored_height)  # two rows for each one of the result are enough
         if every < 2 or self.raw.format.name not in _PLANAR:
-            return self._upright(width, height, "gray")
-        luma = plane(self.raw, 0)
+            return np.asarray(cv2.cvtColor(self.picture(width, height), cv2.COLOR_BGR2GRAY))
+        luma = pixels_of(self.raw.planes[0])
         scaled = self._scaler("grey", stored_width, stored_height).reformat(
             VideoFrame.from_numpy_buffer(luma[every // 2 :: every], format="gray"),
             width=stored_width,
@@ -57,9 +61,10 @@ class Frame:
         """The stored (not upright) picture, H W 3 BGR uint8, made from a few of its pixels: coarse, but cheap."""
         if self.raw.format.name not in _PLANAR - {"nv12"}:
             return self._coarse(width, height)
-        planes = (plane(self.raw, i) for i in (0, 2, 1))  # luma, red, blue
-        samples = (cv2.resize(p, (2 * width, 2 * height), interpolation=cv2.INTER_NEAREST) for p in planes)
-        stored = cv2.merge([cv2.resize(p, (width, height), interpolation=cv2.INTER_AREA) for p in samples])
+        luma, blue, red = self.raw.planes
+        size = (2 * width, 2 * height)
+        samples = [cv2.resize(pixels_of(p), size, interpolation=cv2.INTER_NEAREST) for p in (luma, red, blue)]
+        stored = cv2.resize(cv2.merge(samples), (width, height), interpolation=cv2.INTER_AREA)
         return np.asarray(cv2.cvtColor(stored if self._is_full() else cv2.LUT(stored, _FULL), cv2.COLOR_YCrCb2BGR))
 
     def _coarse(self, width: int, height: int) -> np.ndarray:
@@ -70,9 +75,6 @@ class Frame:
 
     def _is_full(self) -> bool:
         return self.raw.color_range == ColorRange.JPEG or self.raw.format.name.startswith("yuvj")
-
-    def _upright(self, width: int, height: int, pixel_format: str) -> np.ndarray:
-        return upright(self.convert(*self._stored(width, height), pixel_format).to_ndarray(), self.rotation)
 
     def _stored(self, width: int, height: int) -> tuple[int, int]:
         """The size that, turned upright, is the displayed size given."""
@@ -97,8 +99,7 @@ def upright(stored: np.ndarray, rotation: int) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(stored, rotation // 90)) if rotation else stored
 
 
-def plane(frame: VideoFrame, i: int) -> np.ndarray:
-    """One plane of a frame of 8 bits, H W, without copying it."""
-    place = frame.planes[i]
+def pixels_of(place: VideoPlane) -> np.ndarray:
+    """A plane of 8 bits, H W, without copying it."""
     pixels: np.ndarray = np.frombuffer(place, np.uint8)  # type: ignore[call-overload]
     return pixels.reshape(-1, place.line_size)[: place.height, : place.width]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -14,10 +14,13 @@ SPOOL_BYTES = 64 << 20  # what one request of one shot may keep in memory
 
 
 class Entry(NamedTuple):
+    """A picture that is kept: its bytes, or where they lie in the file."""
+
     frame: int
     t_s: float
-    offset: int
     size: int
+    data: bytes | None
+    offset: int
 
 
 class Spool:
@@ -28,7 +31,8 @@ class Spool:
         self.shape: tuple[int, ...] = (0, 0)
         self.entries: list[Entry] = []
         self._next_s = 0.0
-        self.file = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 - closed with the pass
+        self._held = 0  # bytes in memory
+        self._file: IO[bytes] | None = None
 
     def wants(self, t_s: float) -> bool:
         """Whether this is the first frame at or after the next point of the grid."""
@@ -39,17 +43,21 @@ class Spool:
 
     def add(self, index: int, t_s: float, pixels: np.ndarray) -> None:
         """Keep a picture (all of one spool have one shape) or an encoded one (a row of bytes)."""
-        self.shape = pixels.shape
-        self._append(index, t_s, pixels.tobytes())
-
-    def _append(self, index: int, t_s: float, data: bytes) -> None:
-        offset = self.file.seek(0, 2)
-        self.file.write(data)
-        self.entries.append(Entry(index, t_s, offset, len(data)))
+        self.shape, data = pixels.shape, pixels.tobytes()
+        if self._held + len(data) <= SPOOL_BYTES:
+            self._held += len(data)
+            self.entries.append(Entry(index, t_s, len(data), data, 0))
+            return
+        self._file = self._file or tempfile.TemporaryFile()  # noqa: SIM115 - closed with the pass
+        self.entries.append(Entry(index, t_s, len(data), None, self._file.seek(0, 2)))
+        self._file.write(data)
 
     def read(self, entry: Entry) -> bytes:
-        self.file.seek(entry.offset)
-        return self.file.read(entry.size)
+        if entry.data is not None:
+            return entry.data
+        assert self._file is not None
+        self._file.seek(entry.offset)
+        return self._file.read(entry.size)
 
     def between(self, start: int, end: int) -> list[Entry]:
         return sorted(entry for entry in self.entries if start <= entry.frame < end)
@@ -57,14 +65,18 @@ class Spool:
     def packed(self, start: int, end: int) -> dict[str, Any]:
         """The frames with start <= index < end, as ``Frames.unpack`` reads them."""
         entries = self.between(start, end)
-        pixels = np.frombuffer(b"".join(self.read(entry) for entry in entries), np.uint8)
+        pixels = np.frombuffer(b"".join(map(self.read, entries)), np.uint8)
         return pack(pixels.reshape((len(entries), *self.shape)), np.array([entry.t_s for entry in entries]))
 
     def drop_before(self, index: int) -> None:
         """Forget the frames of a finished shot."""
-        rest = [(entry.frame, entry.t_s, self.read(entry)) for entry in self.entries if entry.frame >= index]
-        self.file.seek(0)
-        self.file.truncate()
-        self.entries = []
-        for item in rest:
-            self._append(*item)
+        self.entries = [entry for entry in self.entries if entry.frame >= index]
+        self._held = sum(entry.size for entry in self.entries if entry.data is not None)
+        if self._file is not None and all(entry.data is not None for entry in self.entries):
+            self.close()
+
+    def close(self) -> None:
+        """Remove the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None

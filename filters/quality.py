@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 import cv2
@@ -32,7 +33,7 @@ class Quality(Filter):
     """
 
     name: ClassVar[str] = "quality"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     frames: ClassVar[Frames] = Frames(fps=2, long_side_px=640)
     writes: ClassVar[pa.Schema] = pa.schema(
         [
@@ -47,28 +48,27 @@ class Quality(Filter):
     def score(self, frames: np.ndarray, times: np.ndarray) -> dict[str, Any]:
         if len(frames) == 0:
             return dict.fromkeys(self.writes.names)
-        thin = frames[:, ::2]  # every second row tells how light a picture is
-        counts = sum(cv2.calcHist([frame], [0], None, [256], [0, 256]).ravel() for frame in thin)
-        shares = counts / thin.size  # of the grey levels
+        unclipped = sum(cv2.countNonZero(cv2.inRange(frame, _DARK + 1, _BRIGHT - 1)) for frame in frames)
         sharpness = [value for value in map(_sharpness, frames) if value is not None]
         left, top, right, bottom = bars(frames)
         area = 1.0 - (1.0 - left - right) * (1.0 - top - bottom)
         return {
             "sharpness": float(np.median(sharpness)) if sharpness else None,
-            "exposure": float(shares @ np.arange(256)) / 255,
-            "clipped_share": float(shares[: _DARK + 1].sum() + shares[_BRIGHT:].sum()),
+            "exposure": float(np.mean([cv2.mean(frame)[0] for frame in frames])) / 255,
+            "clipped_share": 1.0 - unclipped / frames.size,
             "border_area": area,
             "letterbox": {"left": left, "top": top, "right": right, "bottom": bottom} if area else None,
         }
 
 
 def _sharpness(frame: np.ndarray) -> float | None:
-    contrast = _deviation(frame)
-    return _deviation(cv2.Laplacian(frame, cv2.CV_16S)) / 4 / contrast if contrast >= _FLAT else None
-
-
-def _deviation(picture: np.ndarray) -> float:
-    return float(cv2.meanStdDev(picture)[1][0, 0])  # six times faster than numpy's
+    contrast = float(cv2.meanStdDev(frame)[1][0, 0])
+    if contrast < _FLAT:
+        return None
+    detail = cv2.norm(cv2.Laplacian(frame, cv2.CV_16S), cv2.NORM_L2) / math.sqrt(
+        frame.size
+    )  # it has no mean to speak of
+    return float(detail / 4 / contrast)
 
 
 def bars(frames: np.ndarray) -> tuple[float, float, float, float]:

@@ -20,7 +20,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from curation.colour import EXACT_AREA, is_hdr, to_sdr
 from curation.isolate import alive
-from curation.picture import Frame
+from curation.picture import Frame, pixels_of
 from curation.video import Video
 
 _SAME_TIME_S = 1e-6
@@ -143,15 +143,9 @@ def _turned(stored: VideoFrame, rotation: int) -> VideoFrame:
     upright = VideoFrame(*((stored.height, stored.width) if rotation in (90, 270) else (stored.width, stored.height)))
     for i, plane in enumerate(upright.planes):
         padded = np.zeros((plane.height, plane.line_size), np.uint8)
-        padded[:, : plane.width] = np.rot90(_plane(stored, i), rotation // 90)
+        padded[:, : plane.width] = np.rot90(pixels_of(stored.planes[i]), rotation // 90)
         plane.update(padded.tobytes())
     return upright
-
-
-def _plane(frame: VideoFrame, i: int) -> np.ndarray:
-    plane = frame.planes[i]
-    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
-    return rows[: plane.height, : plane.width]
 
 
 def progressive(frames: Iterable[Frame]) -> Iterator[Frame]:
