@@ -23,17 +23,9 @@ from curation.endings import cut_off
 from curation.errors import VideoError, one_line
 from curation.frames import scaled_size
 from curation.picture import Frame
+from curation.source import MOST_PIXELS, is_seekable, moving_pictures, open_source
 
-_SEEKABLE = {"mov", "matroska"}  # containers whose timestamps are the same after a seek
 _FALLBACK_FPS = 25.0
-# Only formats that hold their pictures themselves. Playlists and the like (concat, hls, dash, sdp, image2) make FFmpeg
-# read any other file or address that they name; pictures are no videos.
-_FORMATS = (
-    "apng,asf,avi,avs2,avs3,cavsvideo,dirac,dnxhd,dv,evc,flv,gif,gxf,h261,h263,h264,hevc,ivf,live_flv,m4v,matroska,mjpeg,"
-    "mov,mpeg,mpegts,mpegvideo,mxf,nsv,nut,obu,ogg,rm,vc1,vc1test,vvc,wtv,yuv4mpegpipe"
-)
-_MOST_PIXELS = 16384 * 8192  # of a frame: four times 8K. FFmpeg refuses more before it allocates anything
-OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, "max_pixels": str(_MOST_PIXELS)}
 _WIDEST_PIXEL = 16  # a pixel aspect ratio beyond this, or its inverse, is a damaged header
 # What timestamps are believed. Nobody looks at one frame for ten minutes, and no file plays 2000 frames a second.
 _MOST_STEP_S, _LEAST_STEP_S = 600.0, 0.0005
@@ -82,23 +74,22 @@ class Video:
 
     def _open(self) -> None:
         try:
-            self._container = av.open(f"file:{self.path}", metadata_errors="replace", options=OPTIONS)
+            self._container = open_source(self.path)
         except av.error.ArgumentError as error:
             raise VideoError("cannot be opened (it is in no video format that is read)") from error
         except (FFmpegError, OSError, ValueError) as error:
             raise VideoError(f"cannot be opened ({_reason(error)})") from error
         try:
-            pictures = av.stream.Disposition.attached_pic
-            streams = [s for s in self._container.streams.video if not s.disposition & pictures]
-            if not streams:
+            stream = moving_pictures(self._container)
+            if stream is None:
                 raise VideoError("has no video stream")
-            self._stream = streams[0]
+            self._stream = stream
             if self._stream.codec_context is None:
                 raise VideoError("has a video stream that no decoder is known for")
             self._stream.thread_type = "AUTO"
             self._stream.codec_context.thread_count = self._threads
             self._stream.codec_context.options = {
-                "max_pixels": str(_MOST_PIXELS),
+                "max_pixels": MOST_PIXELS,
                 "skip_loop_filter": "default" if self._exact else "noref",
             }
         except BaseException:
@@ -119,7 +110,7 @@ class Video:
     def seekable(self) -> bool:
         """Whether frames have the same times after a seek, as far as the container's kind and what was read tell."""
         mended = self._num_jumps or self._num_back
-        return self._may_seek and not mended and bool(_SEEKABLE & set(self._container.format.name.split(",")))
+        return self._may_seek and not mended and is_seekable(self._container)
 
     def declared_duration_s(self) -> float | None:
         """How long the file says its video is, or None. A claim: compare, never trust."""

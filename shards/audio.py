@@ -18,13 +18,12 @@ from av.error import FFmpegError
 
 from curation.errors import VideoError
 from curation.isolate import alive
-from shards.mux import open_source
+from curation.source import is_seekable, open_source
 
 _RATES = (48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)  # in Hz; any other becomes the first
 _BITS_PER_CHANNEL = 96000  # a second: no difference is heard
 _RUN_UP_S = 1.0  # decoded and thrown away, because codecs need some packets to get into their stride
 _DRIFT_S = 0.02  # timestamps that are off by less are the container's rounding; more is a gap or an overlap
-_SEEKABLE = {"mov", "matroska"}  # as for pictures: their timestamps are the same after a seek
 
 
 @contextlib.contextmanager
@@ -81,7 +80,7 @@ def _from(source: str, start_s: float) -> Iterator[AudioFrame]:
     with open_source(source) as container:
         stream, first = container.streams.audio[0], None
         frames = _decoded(container, stream, start_s)
-        if _SEEKABLE & set(container.format.name.split(",")) and stream.time_base:
+        if is_seekable(container) and stream.time_base:
             with contextlib.suppress(FFmpegError):
                 container.seek(int((start_s - _RUN_UP_S) / stream.time_base), stream=stream)
                 first = next(frames, None)

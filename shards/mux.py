@@ -1,4 +1,4 @@
-"""Reading packets of a source, and writing the MP4 of a clip: one video track and, with sound, one audio track."""
+"""Writing the MP4 of a clip: one video track and, with sound, one audio track."""
 
 from __future__ import annotations
 
@@ -9,13 +9,6 @@ import av
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
-
-from curation.video import OPTIONS
-
-
-def open_source(path: str) -> InputContainer:
-    """Open a stranger's file, and nothing else that it may name."""
-    return av.open(f"file:{path}", metadata_errors="replace", options=OPTIONS)
 
 
 class Movie:

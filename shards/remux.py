@@ -18,13 +18,13 @@ from curation.errors import CutroomError, VideoError
 from curation.isolate import alive
 from curation.picture import Frame
 from curation.plan import ShardSettings
+from curation.source import is_seekable, moving_pictures, open_source
 from curation.video import Video
 from shards.audio import soundtrack
-from shards.mux import Movie, open_source
+from shards.mux import Movie
 from shards.picture import Span, displayed_size, output_size
 
 _CODECS = {"h264", "hevc", "vp9", "av1"}  # what MP4 holds and loaders read
-_SEEKABLE = {"mov", "matroska"}
 _SAME_TIME_S = 1e-4
 
 
@@ -63,10 +63,10 @@ def remux_clip(
     clip = _look(source, row, settings, threads)
     with contextlib.ExitStack() as open_files:
         container = open_files.enter_context(open_source(source))
-        if not _SEEKABLE & set(container.format.name.split(",")):
+        if not is_seekable(container):
             raise CannotCopyError(f"packets of {container.format.long_name} cannot be found by their time")
-        pictures = av.stream.Disposition.attached_pic
-        stream = next(s for s in container.streams.video if not s.disposition & pictures)
+        stream = moving_pictures(container)
+        assert stream is not None  # _look read it
         packets = _find(container, stream, clip)
         keep = settings.audio == "keep"
         sound = soundtrack(source, clip.origin_s, row["start_s"], row["end_s"]) if keep else contextlib.nullcontext()
