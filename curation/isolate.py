@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from multiprocessing.connection import Connection, wait
@@ -45,7 +47,7 @@ class Isolated:
     """A child process that does one piece of work at a time and is replaced when it crashes, hangs or grows.
 
     Every child has a pipe of its own, so that one which dies while it answers leaves nothing behind that the next could
-    stumble over.
+    stumble over, and a folder of its own for temporary files, which goes when it goes.
 
     Args:
         worker: what does the work; it must pickle.
@@ -59,6 +61,7 @@ class Isolated:
         self._beat = self._context.Value("d", time.monotonic(), lock=False)
         self._child: SpawnProcess | None = None
         self._pipe: Connection | None = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._base_bytes = self._num_calls = 0
 
     @property
@@ -74,8 +77,9 @@ class Isolated:
             Exception: whatever the worker's ``setup`` raised.
         """
         self._pipe, theirs = self._context.Pipe()
+        self._scratch = tempfile.TemporaryDirectory(prefix="cutroom-", ignore_cleanup_errors=True)
         self._child = self._context.Process(
-            target=_serve, args=(theirs, self._beat, self._worker, self._memory_bytes), daemon=True
+            target=_serve, args=(theirs, self._beat, self._worker, self._memory_bytes, self._scratch.name), daemon=True
         )
         self._num_calls = 0
         try:
@@ -171,6 +175,9 @@ class Isolated:
         if self._pipe is not None:
             self._pipe.close()
         self._pipe = None
+        if self._scratch is not None:
+            self._scratch.cleanup()
+        self._scratch = None
 
     def close(self) -> None:
         """Let the child end by itself, so that it can clean up; then make sure of it."""
@@ -181,12 +188,13 @@ class Isolated:
         self._stop()
 
 
-def _serve(pipe: Connection, beat: Any, worker: Worker, memory_bytes: int | None) -> None:
+def _serve(pipe: Connection, beat: Any, worker: Worker, memory_bytes: int | None, scratch: str) -> None:
     """The life of a child: set up, say so, then work until the parent closes the pipe."""
     global _beat
     _beat = beat
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    tempfile.tempdir = scratch
+    threading.Thread(target=_end_with_parent, args=(scratch,), daemon=True).start()
     try:
         import cv2
 
@@ -223,11 +231,12 @@ def _send(pipe: Connection, good: bool, value: Any) -> None:
         pipe.send((False, VideoError(reason)))
 
 
-def _end_with_parent() -> None:
-    """A parent that was killed cannot stop a child that hangs."""
+def _end_with_parent(scratch: str) -> None:
+    """A parent that was killed can neither stop a child that hangs nor clean up after it."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
+        shutil.rmtree(scratch, ignore_errors=True)
         os._exit(1)
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,9 @@ class Hungry:
                 alive()
         if task == "at once":
             np.ones(mb << 20, np.uint8)
+        if task == "hang":
+            tempfile.mkdtemp(prefix="left_behind_")
+            time.sleep(60)
         if task == "answer":
             return os.getpid()
         if task == "strange error":
@@ -82,24 +86,37 @@ def test_a_child_that_died_between_calls_is_replaced(child: Isolated) -> None:
     assert child.call("answer", 0) != pid
 
 
-def test_no_child_outlives_its_parent(tmp_path: Path) -> None:
+def test_a_stopped_child_leaves_no_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    isolated = Isolated(Hungry(), stall_s=1)
+    isolated.start()
+    assert [path.name[:8] for path in tmp_path.iterdir()] == ["cutroom-"]
+    with pytest.raises(VideoError, match="no progress for 1 s"):
+        isolated.call("hang", 0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_child_outlives_its_parent_nor_do_its_files(tmp_path: Path) -> None:
     """Even when the parent is killed and the child hangs."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
     script = tmp_path / "parent.py"
     script.write_text(
         "import os, signal, sys, threading\n"
         "from curation.isolate import Isolated\n"
-        "from tests.curation.test_decode import Fragile\n"
+        "from tests.curation.test_isolate import Hungry\n"
         "if __name__ == '__main__':\n"
-        "    child = Isolated(Fragile(), stall_s=60)\n"
+        "    child = Isolated(Hungry(), stall_s=60)\n"
         "    child.start()\n"
         "    print(child.pid, flush=True)\n"
         "    threading.Timer(1, os.kill, (os.getpid(), signal.SIGKILL)).start()\n"
-        "    child.call('hang')\n"
+        "    child.call('hang', 0)\n"
     )
-    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}  # for the tests' own modules
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(scratch)}
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, env=here)
     pid = int(done.stdout)
     wait_for_end(pid)
+    assert not list(scratch.iterdir())
 
 
 def wait_for_end(pid: int) -> None:
