@@ -35,15 +35,22 @@ class Frame:
     def picture(self, width: int, height: int) -> np.ndarray:
         """The upright picture, H W 3 BGR uint8, scaled to the displayed size given; HDR is tone-mapped."""
         if self._picture is None or self._picture.shape[:2] != (height, width):
-            size = self._stored(width, height)
-            stored = to_sdr(self.raw, *size) if is_hdr(self.raw) else self.convert(*size, "bgr24").to_ndarray()
-            self._picture = upright(stored, self.rotation)
+            self._picture = upright(self._scaled(*self._stored(width, height)), self.rotation)
         return self._picture
+
+    def _scaled(self, width: int, height: int) -> np.ndarray:
+        if is_hdr(self.raw):
+            return to_sdr(self.raw, width, height)
+        if self.raw.interlaced_frame:  # one field alone: two were taken at different times
+            field = self.convert(self.raw.width, self.raw.height, "bgr24").to_ndarray()[::2]
+            return np.asarray(cv2.resize(field, (width, height), interpolation=cv2.INTER_AREA))
+        return self.convert(width, height, "bgr24").to_ndarray()
 
     def grey(self, width: int, height: int) -> np.ndarray:
         """The upright picture's luma, H W uint8 (0 black, 255 white), scaled to the displayed size given."""
         stored_width, stored_height = self._stored(width, height)
         every = self.raw.height // (2 * stored_height)  # two rows for each one of the result are enough
+        every -= every % 2 if self.raw.interlaced_frame else 0  # rows of one field
         if every < 2 or self.raw.format.name not in _PLANAR:
             return np.asarray(cv2.cvtColor(self.picture(width, height), cv2.COLOR_BGR2GRAY))
         luma = pixels_of(self.raw.planes[0])

@@ -11,6 +11,7 @@ import pytest
 
 from curation.errors import VideoError
 from curation.video import Video
+from tests.shards.films import combing, greys, interlaced
 
 
 def indexed(folder: Path) -> list[dict[str, str]]:
@@ -123,3 +124,11 @@ def patch_display_matrix(path: Path, degrees: int) -> None:
     matrix = (a, b, 0, c, d, 0, 0, 0, 0x40000000)
     data[at : at + 36] = b"".join(value.to_bytes(4, "big") for value in matrix)
     path.write_bytes(data)
+
+
+def test_pictures_of_interlaced_video_show_one_moment(tmp_path: Path) -> None:
+    film = interlaced(tmp_path / "fields.mp4")
+    with Video(film) as video:
+        whole = [combing(frame.picture(320, 240)[..., 0]) for frame in video.frames()]
+    assert max(map(combing, greys(film))) > 3
+    assert max(whole) < 0.5

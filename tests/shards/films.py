@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import av
 import numpy as np
@@ -123,3 +123,32 @@ def span(times: list[float], start: int, end: int) -> dict[str, Any]:
         "num_frames": end - start,
         "fps": (end - start) / length_s,
     }
+
+
+def interlaced(path: Path) -> Path:
+    """A film of a bar that moves between the two fields of each frame."""
+    with av.open(str(path), "w") as out:
+        options = {"flags": "+ilme+ildct", "x264-params": "tff=1", "crf": "10"}
+        stream: Any = out.add_stream("libx264", rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        for i in range(20):
+            picture = np.full((240, 320, 3), 40, np.uint8)
+            picture[0::2, 16 * i % 200 : 16 * i % 200 + 80] = 200
+            picture[1::2, 16 * i % 200 + 8 : 16 * i % 200 + 88] = 200
+            frame = av.VideoFrame.from_ndarray(picture)
+            frame.pts = i
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return path
+
+
+def greys(video: Path | IO[bytes]) -> list[np.ndarray]:
+    """The stored pictures of a film, H W."""
+    with av.open(video if not isinstance(video, Path) else str(video)) as container:
+        return [frame.to_ndarray(format="gray") for frame in container.decode(video=0)]
+
+
+def combing(picture: np.ndarray) -> float:
+    """How much the lines of a picture H W alternate, against how much every second line differs."""
+    p = picture.astype(float)
+    return float(np.abs(np.diff(p, axis=0)).mean() - np.abs(p[2:] - p[:-2]).mean())

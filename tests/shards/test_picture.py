@@ -13,7 +13,7 @@ import pytest
 from curation.colour import is_hdr, to_sdr
 from curation.plan import ShardSettings
 from shards.encode import cut_clip
-from tests.shards.films import span, times_of
+from tests.shards.films import combing, greys, interlaced, span, times_of
 
 BT709 = (1, 1, 1)  # primaries, transfer, matrix
 BT601 = (6, 6, 6)
@@ -177,32 +177,13 @@ def test_a_real_chart_in_hlg_looks_like_one(real_videos: Path) -> None:
     assert cyan[2] - cyan[0] > 150
 
 
-def combing(video: bytes | Path) -> list[float]:
-    """How much each picture's lines alternate, against how much every second line differs."""
-    with av.open(io.BytesIO(video) if isinstance(video, bytes) else str(video)) as container:
-        pictures = [frame.to_ndarray(format="gray").astype(float) for frame in container.decode(video=0)]
-    return [float(np.abs(np.diff(p, axis=0)).mean() - np.abs(p[2:] - p[:-2]).mean()) for p in pictures]
-
-
 def test_interlaced_pictures_are_made_whole(tmp_path: Path) -> None:
-    """A bar that moves between the two fields of each frame."""
-    source = tmp_path / "fields.mp4"
-    with av.open(str(source), "w") as out:
-        options = {"flags": "+ilme+ildct", "x264-params": "tff=1", "crf": "10"}
-        stream: Any = out.add_stream("libx264", rate=25, options=options)
-        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
-        for i in range(20):
-            picture = np.full((240, 320, 3), 40, np.uint8)
-            picture[0::2, 16 * i % 200 : 16 * i % 200 + 80] = 200
-            picture[1::2, 16 * i % 200 + 8 : 16 * i % 200 + 88] = 200
-            frame = av.VideoFrame.from_ndarray(picture)
-            frame.pts = i
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
+    source = interlaced(tmp_path / "fields.mp4")
     assert first(source).interlaced_frame
     times = times_of(source)
     cut = cut_clip(str(source), span(times, 3, 18), ShardSettings())
-    assert len(combing(cut.mp4)) == 15
-    assert max(combing(source)) > 3
-    assert max(combing(cut.mp4)) < 0.5
+    whole = [combing(picture) for picture in greys(io.BytesIO(cut.mp4))]
+    assert len(whole) == 15
+    assert max(map(combing, greys(source))) > 3
+    assert max(whole) < 0.5
     assert not first(cut.mp4).interlaced_frame
