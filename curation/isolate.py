@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Protocol
@@ -61,7 +62,7 @@ class Isolated:
         self._beat = self._context.Value("d", time.monotonic(), lock=False)
         self._child: SpawnProcess | None = None
         self._pipe: Connection | None = None
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._clean: weakref.finalize[Any, Any] | None = None
         self._base_bytes = self._num_calls = 0
 
     @property
@@ -77,9 +78,10 @@ class Isolated:
             Exception: whatever the worker's ``setup`` raised.
         """
         self._pipe, theirs = self._context.Pipe()
-        self._scratch = tempfile.TemporaryDirectory(prefix="cutroom-", ignore_cleanup_errors=True)
+        scratch = tempfile.mkdtemp(prefix="cutroom-")
+        self._clean = weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)
         self._child = self._context.Process(
-            target=_serve, args=(theirs, self._beat, self._worker, self._memory_bytes, self._scratch.name), daemon=True
+            target=_serve, args=(theirs, self._beat, self._worker, self._memory_bytes, scratch), daemon=True
         )
         self._num_calls = 0
         try:
@@ -175,9 +177,8 @@ class Isolated:
         if self._pipe is not None:
             self._pipe.close()
         self._pipe = None
-        if self._scratch is not None:
-            self._scratch.cleanup()
-        self._scratch = None
+        if self._clean is not None:
+            self._clean()
 
     def close(self) -> None:
         """Let the child end by itself, so that it can clean up; then make sure of it."""

@@ -19,6 +19,7 @@ def indexed(folder: Path) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if row["frames"]]
 
 
+@pytest.mark.slow
 def test_real_files_have_the_frames_size_and_duration_of_their_index(real_videos: Path) -> None:
     """Duration is that of the shown frames; the index gives the container's, which counts longer audio and delays."""
     wrong = []
