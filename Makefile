@@ -1,6 +1,7 @@
 # Two commands do everything: `make demo` and `make test`. Every target makes .venv first where needed.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 READY := .venv/ready
 
 .PHONY: setup demo test test-all lint bench clean
@@ -16,10 +17,10 @@ demo: $(READY)
 	$(BIN)/cutroom demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "$(if $(CI),slow or not slow,not slow)"
+	$(PYTEST) -m "$(if $(CI),slow or not slow,not slow)"
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .
