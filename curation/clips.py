@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from curation.fingerprint import clip_id
-from curation.frames import PACKED
+from curation.frames import PACKED, Frames
 from curation.isolate import alive
 from curation.likeness import SIZE
 from curation.picture import Frame, upright
@@ -120,7 +120,7 @@ class ClipMaker:
         self.num_frames += self.span.start_s <= frame.t_s < self.span.end_s
         for request, kept in self._kept.items():
             if kept.wants(frame.t_s):
-                kept.add(frame.index, frame.t_s, self._picture(frame, request.long_side_px, request.colour))
+                kept.add(frame.index, frame.t_s, self._picture(frame, request))
         if self._sheet_kept.wants(frame.t_s):
             picture = frame.picture(*self.video.size(self.settings.sheet_long_side_px))
             self._sheet_kept.add(frame.index, frame.t_s, self._jpeg(picture))
@@ -130,9 +130,9 @@ class ClipMaker:
             self._end_shot(cut)
         self._divide_on_grid(self._time(max(self._start, self._detector.settled)))
 
-    def _picture(self, frame: Frame, long_side_px: int, colour: str) -> np.ndarray:
-        size = self.video.size(long_side_px)
-        return frame.grey(*size) if colour == "grey" else cv2.cvtColor(frame.picture(*size), cv2.COLOR_BGR2RGB)
+    def _picture(self, frame: Frame, request: Frames) -> np.ndarray:
+        size = self.video.size(request.long_side_px)
+        return frame.grey(*size) if request.colour == "grey" else cv2.cvtColor(frame.picture(*size), cv2.COLOR_BGR2RGB)
 
     def _jpeg(self, picture: np.ndarray) -> np.ndarray:
         return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, self.settings.sheet_quality])[1]

@@ -23,23 +23,24 @@ class Frames:
 
     Attributes:
         fps: frames per second on a time grid (nearest frame of the source); ``None`` means the contact sheet.
-        long_side_px: the longer side of the picture is scaled to this.
+        long_side_px: the longer side of the picture is scaled to this; ``None`` leaves it as it is.
         colour: ``grey`` gives T H W, ``rgb`` gives T H W 3.
     """
 
     fps: float | None
-    long_side_px: int
+    long_side_px: int | None
     colour: Literal["grey", "rgb"] = "grey"
 
     @classmethod
-    def sheet(cls, *, long_side_px: int, colour: Literal["grey", "rgb"] = "rgb") -> Frames:
+    def sheet(cls, *, long_side_px: int | None, colour: Literal["grey", "rgb"] = "rgb") -> Frames:
         """Ask for the contact sheet's frames instead of decoded ones."""
         return cls(fps=None, long_side_px=long_side_px, colour=colour)
 
     @property
     def column(self) -> str:
         """The column of the clip batch that carries these frames."""
-        return "frames" if self.fps is None else f"frames_{self.fps:g}fps_{self.long_side_px}px_{self.colour}"
+        size = "full" if self.long_side_px is None else f"{self.long_side_px}px"
+        return "frames" if self.fps is None else f"frames_{self.fps:g}fps_{size}_{self.colour}"
 
     def unpack(self, value: pa.Scalar) -> tuple[np.ndarray, np.ndarray]:
         """Turn one cell of ``column`` into (frames, times)."""
@@ -71,10 +72,12 @@ def scaled_size(width: int, height: int, long_side_px: int) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def fit(picture: np.ndarray, long_side_px: int) -> np.ndarray:
-    """Scale a picture H W (3) so that its longer side is ``long_side_px``."""
+def fit(picture: np.ndarray, long_side_px: int | None) -> np.ndarray:
+    """Scale a picture H W (3) so that its longer side is ``long_side_px``; None leaves it as it is."""
     import cv2
 
+    if long_side_px is None:
+        return picture
     size = scaled_size(picture.shape[1], picture.shape[0], long_side_px)
     if size == (picture.shape[1], picture.shape[0]):
         return picture

@@ -30,13 +30,14 @@ class Frame:
     raw: VideoFrame
     rotation: int  # degrees, counter-clockwise, that bring the stored picture upright: 0, 90, 180 or 270
     _scalers: dict[Any, VideoReformatter]
-    _picture: np.ndarray | None = None  # the last one made: more than one may ask for it
+    _pictures: dict[tuple[int, int], np.ndarray] = dataclasses.field(default_factory=dict)  # more than one may ask
 
     def picture(self, width: int, height: int) -> np.ndarray:
         """The upright picture, H W 3 BGR uint8, scaled to the displayed size given; HDR is tone-mapped."""
-        if self._picture is None or self._picture.shape[:2] != (height, width):
-            self._picture = upright(self._scaled(*self._stored(width, height)), self.rotation)
-        return self._picture
+        if (width, height) not in self._pictures:
+            stored = self._scaled(*self._stored(width, height))
+            self._pictures[width, height] = upright(stored, self.rotation)
+        return self._pictures[width, height]
 
     def _scaled(self, width: int, height: int) -> np.ndarray:
         if is_hdr(self.raw):
@@ -51,7 +52,11 @@ class Frame:
         stored_width, stored_height = self._stored(width, height)
         every = self.raw.height // (2 * stored_height)  # two rows for each one of the result are enough
         every -= every % 2 if self.raw.interlaced_frame else 0  # rows of one field
-        if every < 2 or self.raw.format.name not in _PLANAR:
+        planar = self.raw.format.name in _PLANAR
+        if planar and (stored_width, stored_height) == (self.raw.width, self.raw.height):
+            stored = pixels_of(self.raw.planes[0])  # a view: the frame's memory is used again
+            return upright(stored.copy() if self._is_full() else cv2.LUT(stored, _FULL_RANGE), self.rotation)
+        if every < 2 or not planar:
             return np.asarray(cv2.cvtColor(self.picture(width, height), cv2.COLOR_BGR2GRAY))
         luma = pixels_of(self.raw.planes[0])
         scaled = self._scaler("grey", stored_width, stored_height).reformat(

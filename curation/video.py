@@ -102,9 +102,9 @@ class Video:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._container.close()
 
-    def size(self, long_side_px: int) -> tuple[int, int]:
-        """Displayed (width, height) scaled so that the longer side is ``long_side_px``."""
-        return scaled_size(self.width, self.height, long_side_px)
+    def size(self, long_side_px: int | None) -> tuple[int, int]:
+        """Displayed (width, height) scaled so that the longer side is ``long_side_px``; None leaves it as it is."""
+        return (self.width, self.height) if long_side_px is None else scaled_size(self.width, self.height, long_side_px)
 
     @property
     def seekable(self) -> bool:

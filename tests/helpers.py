@@ -64,7 +64,8 @@ def moving_frames(request: Frames, count: int = 16, seed: int = 0) -> tuple[np.n
     """Frames that pan over noise, as ``request`` would deliver them."""
     import cv2
 
-    width, height = request.long_side_px, request.long_side_px * 9 // 16
+    width = request.long_side_px or 640
+    height = width * 9 // 16
     noise = np.random.default_rng(seed).integers(0, 256, (height // 8, (width + count * 2) // 8, 3), np.uint8)
     world = cv2.resize(noise, (width + count * 2, height), interpolation=cv2.INTER_CUBIC)
     frames = np.stack([world[:, 2 * i : 2 * i + width] for i in range(count)])
