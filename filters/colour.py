@@ -19,8 +19,7 @@ class Colour(Filter):
 
     Writes:
         colorfulness: mean over frames of the measure of Hasler and Suesstrunk (Measuring colourfulness in natural
-            images, 2003) on pictures of one size: 0 grey, 15 slightly, 33 moderately, 45 averagely, 59 quite, 82 highly,
-            109 extremely colourful.
+            images, 2003), pictures of one size: 0 grey, 15 slightly, 33 moderately, 59 quite, 109 extremely colourful.
     """
 
     name: ClassVar[str] = "colour"

@@ -14,8 +14,9 @@ from curation.frames import Frames
 from curation.stage import Filter
 
 _DARK, _BRIGHT = 3, 252  # grey levels beyond which shadows and highlights hold no detail
-_BAR_LEVEL = 32  # a bar is no brighter than this (of 255)
-_BAR_NOISE = 3.0  # and varies less than this along the line and over time (standard deviation)
+_BAR_LEVEL = 32  # a bar that is no brighter than this (of 255) is black
+_BAR_NOISE = 3.0  # a bar varies less than this along the line and over time (standard deviation)
+_EDGE_LEVELS = 10  # the picture differs from a bar by more
 _FLAT = 2.0  # a picture with less contrast than this has no sharpness
 
 
@@ -28,7 +29,7 @@ class Quality(Filter):
             frames; about 0.05 blurred, 0.2 soft, above 0.4 crisp. Unknown for flat pictures.
         exposure: mean grey level, 0 (black) to 1 (white).
         clipped_share: share of pixels that are fully dark or fully bright, 0..1.
-        border_area: share of the picture covered by black bars that never change, 0..1.
+        border_area: share of the picture covered by bars that never change, black or of another colour, 0..1.
         letterbox: the bars as shares of width or height (left, top, right, bottom); null without bars.
     """
 
@@ -72,21 +73,54 @@ def _sharpness(frame: np.ndarray) -> float | None:
 
 
 def bars(frames: np.ndarray) -> tuple[float, float, float, float]:
-    """Width of the black bars (left, top, right, bottom) of grey frames T H W, as shares of width and height.
+    """Width of the bars (left, top, right, bottom) of grey frames T H W, as shares of width and height.
 
-    A line belongs to a bar when it is dark and uniform in every frame. A picture that is all bar has none.
+    The lines of a bar are uniform and the same in every frame. A black bar is one whatever it borders on; a bar of
+    another colour ends at once all along its inner edge, as sky, walls and the margins of slides do not. A picture that
+    is all bar has none.
     """
     found = []
     for axis in (1, 2):  # rows, then columns
-        lines = np.stack([_line_means(frame, axis) for frame in frames])  # T, and one value per line
-        dark = np.flatnonzero((lines.max(axis=0) <= _BAR_LEVEL) & (lines.std(axis=0) < _BAR_NOISE))
-        noise = np.take(frames, dark, axis=axis).std(axis=3 - axis).max(axis=0)
-        inside = np.setdiff1d(np.arange(lines.shape[1]), dark[noise < _BAR_NOISE])
-        if len(inside) == 0:
+        means = np.stack([_line_means(frame, axis) for frame in frames])  # T, and one value per line
+        sides = [_bar(frames, means, axis), _bar(np.flip(frames, axis), means[:, ::-1], axis)]
+        if sum(sides) >= means.shape[1]:
             return 0.0, 0.0, 0.0, 0.0
-        found.append((inside[0] / lines.shape[1], 1 - (inside[-1] + 1) / lines.shape[1]))
+        found.append([side / means.shape[1] for side in sides])
     (top, bottom), (left, right) = found
-    return float(left), float(top), float(right), float(bottom)
+    return left, top, right, bottom
+
+
+def _bar(frames: np.ndarray, means: np.ndarray, axis: int) -> int:
+    """How many lines the bar has that begins with the first one."""
+    if _noise(frames, 1, axis)[0] >= _BAR_NOISE:  # so it is with most pictures
+        return 0
+    level, steady = means.mean(axis=0), means.std(axis=0) < _BAR_NOISE
+    dark = steady & (means.max(axis=0) <= _BAR_LEVEL)
+    for alike in (dark, steady & (np.abs(level - level[0]) < _BAR_NOISE)):
+        count = _first(~alike)
+        count = _first(_noise(frames, count, axis) >= _BAR_NOISE)
+        if count and (alike is dark or _ends_at_once(frames, count, axis)):
+            return count
+    return 0
+
+
+def _noise(frames: np.ndarray, count: int, axis: int) -> np.ndarray:
+    """Most deviation along each of the first lines, over time."""
+    lines = frames[:, :count] if axis == 1 else frames[:, :, :count]
+    return np.asarray(lines.std(axis=3 - axis, dtype=np.float32).max(axis=0))
+
+
+def _first(lines: np.ndarray) -> int:
+    """The position of the first line that is true; their number if there is none."""
+    return int(lines.argmax()) if lines.any() else len(lines)
+
+
+def _ends_at_once(frames: np.ndarray, count: int, axis: int) -> bool:
+    """Whether most of the picture's edge differs from the bar beside it; scaling may have mixed one line."""
+    if count + 1 >= frames.shape[axis]:
+        return False
+    bar, edge = (np.take(frames, k, axis=axis).astype(np.int16) for k in (count - 1, count + 1))
+    return float((np.abs(edge - bar) > _EDGE_LEVELS).mean()) > 0.5
 
 
 def _line_means(frame: np.ndarray, axis: int) -> np.ndarray:

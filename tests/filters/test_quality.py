@@ -42,10 +42,11 @@ def test_sharpness_does_not_depend_on_contrast() -> None:
 @pytest.mark.parametrize(
     ("left", "top", "right", "bottom"), [(0, 0, 0, 0), (0, 45, 0, 45), (80, 0, 80, 0), (0, 0, 0, 36), (64, 18, 32, 0)]
 )
-def test_bars_are_found_to_the_pixel(left: int, top: int, right: int, bottom: int) -> None:
-    frames = np.maximum(still(), 60)
-    frames[:, :top] = frames[:, 360 - bottom :] = 16
-    frames[:, :, :left] = frames[:, :, 640 - right :] = 16
+@pytest.mark.parametrize("level", [16, 128, 255])
+def test_bars_are_found_to_the_pixel(left: int, top: int, right: int, bottom: int, level: int) -> None:
+    frames = 60 + still() // 4
+    frames[:, :top] = frames[:, 360 - bottom :] = level
+    frames[:, :, :left] = frames[:, :, 640 - right :] = level
     assert bars(frames) == pytest.approx((left / 640, top / 360, right / 640, bottom / 360))
     area = 1 - (1 - (left + right) / 640) * (1 - (top + bottom) / 360)
     assert score(frames)["border_area"] == pytest.approx(area)
@@ -56,6 +57,19 @@ def test_a_dark_edge_that_moves_is_no_bar() -> None:
     for i, frame in enumerate(frames):
         frame[: 20 + 10 * i] = 10 * (i % 2) + 5
     assert bars(frames)[1] <= 20 / 360
+
+
+def test_a_clear_sky_is_no_bar() -> None:
+    frames = still()
+    frames[:, :120] = (200 + np.arange(120) // 8)[None, :, None]
+    assert bars(frames) == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_the_margin_of_a_slide_is_no_bar() -> None:
+    frames = np.full((4, 360, 640), 240, np.uint8)
+    for i, frame in enumerate(frames):
+        cv2.putText(frame, f"point {i}", (80, 200), cv2.FONT_HERSHEY_SIMPLEX, 3, 0, 8)
+    assert bars(frames) == (0.0, 0.0, 0.0, 0.0)
 
 
 def test_a_black_picture_has_no_bars() -> None:
