@@ -259,6 +259,8 @@ def _plan(document: Document, pipeline: str, spec: Spec, stages: list[Stage]) ->
             raise document.error((pipeline, "keep", column), f"no stage writes {column!r}.{known}")
         if wrong := _misfit(spec.keep[column], schema.field(column).type):
             raise document.error((pipeline, "keep", column), f"{column}: {wrong}")
+    if spec.shards.crop_bars and "letterbox" not in schema.names:
+        raise document.error((pipeline, "shards", "crop_bars"), "crop_bars needs the stage `quality`, which finds bars")
     steps, upstream = [], dict.fromkeys(CAPTIONS.names, "")
     for stage in ordered:
         mark = stage.mark({column: made for column, made in upstream.items() if made})

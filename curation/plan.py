@@ -37,6 +37,7 @@ class ShardSettings:
     crf: int | None = None  # the codec's own scale, lower is better and larger; null is visually lossless
     gop_s: Annotated[float, Gt(0)] = 1.0  # a keyframe at least this often, for random access in training
     short_side_px: Annotated[int, Ge(16)] | None = None  # scale down to this; null keeps the size
+    crop_bars: bool = False  # cut the bars off that the stage quality found
     fps: Annotated[float, Gt(0), Le(1000)] | None = None  # show so many frames a second; null keeps each and its time
     audio: Literal["drop", "keep"] = "drop"  # keep: as AAC, where there is sound; training on pictures does not need it
     stall_s: Annotated[float, Gt(0)] = operational(300.0)  # an encoder without progress for so long costs its clip

@@ -77,7 +77,7 @@ def cut_clip(source: str, row: dict[str, Any], settings: ShardSettings, *, threa
 
     Args:
         source: path of the source video.
-        row: the clip's row, with ``start_s``, ``end_s``, ``num_frames`` and ``fps``.
+        row: the clip's row, with ``start_s``, ``end_s``, ``num_frames``, ``fps`` and, to crop, ``letterbox``.
         settings: with ``video: remux`` packets are copied where that gives exactly the clip's frames.
         threads: decoder threads; encoders always use one, because their output depends on their number.
 
@@ -112,7 +112,8 @@ def _encode_clip(
         frames = itertools.chain([first], frames)
         rate = exact_rate(settings.fps) if settings.fps else Fraction(row["fps"]).limit_denominator(1001)
         shown = resampled(frames, start_s, end_s, rate) if settings.fps else as_is(frames, start_s, end_s)
-        painter = Painter(first, span.aspect, settings.short_side_px)
+        bars = row.get("letterbox") if settings.crop_bars else None
+        painter = Painter(first, span.aspect, settings.short_side_px, bars)
         keep = settings.audio == "keep"
         sound = soundtrack(source, span.origin_s, start_s, end_s) if keep else contextlib.nullcontext()
         with sound as track, Movie(target) as movie:

@@ -134,6 +134,8 @@ class WriteShard:
                 encoding = sample["encoding"]
                 if encoding["key"] != encoding_key(self.settings):
                     return None
+                if self.settings.crop_bars and sample["letterbox"] != row["letterbox"]:
+                    return None
                 facts = {name: sample[name] for name in _FACTS}
                 return Cut(video.read(), encoding["how"], facts, encoding["why"], reused=True)
         except (KeyError, TypeError, ValueError, tarfile.TarError):

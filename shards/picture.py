@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 
 import numpy as np
@@ -62,7 +63,11 @@ class Span:
 def output_size(width: int, height: int, short_side_px: int | None) -> tuple[int, int]:
     """The encoded size: scaled down so that the short side is ``short_side_px``, and even, as 4:2:0 demands."""
     scale = min(1.0, short_side_px / min(width, height)) if short_side_px else 1.0
-    return max(2, 2 * round(width * scale / 2)), max(2, 2 * round(height * scale / 2))
+    return _even(width * scale), _even(height * scale)
+
+
+def _even(side: float) -> int:
+    return max(2, 2 * round(side / 2))
 
 
 def displayed_size(frame: Frame, aspect: Fraction) -> tuple[int, int]:
@@ -102,18 +107,38 @@ class Painter:
     """Makes the pictures of one clip alike: all get the size and the tags of the first.
 
     A source whose resolution or colour changes on the way is scaled and tagged by its first frame in the clip.
+
+    Args:
+        first: the clip's first frame.
+        aspect: width of a stored pixel, in heights.
+        short_side_px: scale down to this.
+        bars: what to cut off at the sides, as shares of width and height (left, top, right, bottom).
     """
 
-    def __init__(self, first: Frame, aspect: Fraction, short_side_px: int | None) -> None:
-        self.width, self.height = output_size(*displayed_size(first, aspect), short_side_px)
+    def __init__(
+        self, first: Frame, aspect: Fraction, short_side_px: int | None, bars: Mapping[str, float] | None = None
+    ) -> None:
+        whole = displayed_size(first, aspect)
+        self._left = self._top = right = bottom = 0
+        if bars:
+            whole = _even(whole[0]), _even(whole[1])
+            self._left, right = (2 * math.ceil(whole[0] * bars[side] / 2) for side in ("left", "right"))
+            self._top, bottom = (2 * math.ceil(whole[1] * bars[side] / 2) for side in ("top", "bottom"))
+        inside = whole[0] - self._left - right, whole[1] - self._top - bottom
+        self.width, self.height = output_size(*inside, short_side_px)
+        # Bars are cut off before the picture is scaled, so that they do not bleed into it.
+        self._whole, self._inside = (whole, inside) if bars else ((self.width, self.height),) * 2
         self.tags = Tags.of(first.raw)
-        self._scaler = VideoReformatter()
+        self._scaler, self._second = VideoReformatter(), VideoReformatter()
 
     def __call__(self, frame: Frame) -> VideoFrame:
         """The frame as it is encoded: a new picture without a time."""
         turned = frame.rotation in (90, 270)
-        width, height = (self.height, self.width) if turned else (self.width, self.height)
-        picture = _turned(self._stored(frame.raw, width, height), frame.rotation)
+        width, height = self._whole[::-1] if turned else self._whole
+        picture = self._cut_out(self._stored(frame.raw, width, height), frame.rotation)
+        picture = self._second.reformat(  # does nothing where the size is right
+            picture, width=self.width, height=self.height, interpolation=EXACT_AREA, threads=1
+        )
         self.tags.write(picture)
         picture.pict_type = PictureType.NONE  # the source's would be taken for an order
         return picture
@@ -137,15 +162,16 @@ class Painter:
             threads=1,
         )
 
-
-def _turned(stored: VideoFrame, rotation: int) -> VideoFrame:
-    """The picture turned counter-clockwise by ``rotation`` degrees, as a copy of its own."""
-    upright = VideoFrame(*((stored.height, stored.width) if rotation in (90, 270) else (stored.width, stored.height)))
-    for i, plane in enumerate(upright.planes):
-        padded = np.zeros((plane.height, plane.line_size), np.uint8)
-        padded[:, : plane.width] = np.rot90(pixels_of(stored.planes[i]), rotation // 90)
-        plane.update(padded.tobytes())
-    return upright
+    def _cut_out(self, stored: VideoFrame, rotation: int) -> VideoFrame:
+        """What lies within the bars, turned counter-clockwise by ``rotation`` degrees, as a copy of its own."""
+        picture = VideoFrame(*self._inside)
+        for i, plane in enumerate(picture.planes):
+            left, top = (self._left, self._top) if i == 0 else (self._left // 2, self._top // 2)
+            upright = np.rot90(pixels_of(stored.planes[i]), rotation // 90)
+            padded = np.zeros((plane.height, plane.line_size), np.uint8)
+            padded[:, : plane.width] = upright[top : top + plane.height, left : left + plane.width]
+            plane.update(padded.tobytes())
+        return picture
 
 
 def progressive(frames: Iterable[Frame]) -> Iterator[Frame]:

@@ -60,6 +60,8 @@ def remux_clip(
     """
     if row.get("seekable") is False:
         raise CannotCopyError("its timestamps had to be mended")
+    if settings.crop_bars and row.get("letterbox"):
+        raise CannotCopyError("its bars are cut off")
     clip = _look(source, row, settings, threads)
     with contextlib.ExitStack() as open_files:
         container = open_files.enter_context(open_source(source))

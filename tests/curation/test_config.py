@@ -34,6 +34,7 @@ HEAD = "p:\n  stages:\n    - decode\n"
         (HEAD + "    - motion\n  keep:\n    motion_score: {minn: 1}\n", "6:20", "Did you mean 'min'?"),
         (HEAD + "    - motion\n  keep:\n    motion_score: {min: low}\n", "6:20", "a valid number, got 'low'"),
         (HEAD + "  shards: {crff: 1}\n", "4:12", "Did you mean 'crf'?"),
+        (HEAD + "  shards: {crop_bars: true}\n", "4:12", "needs the stage `quality`"),
         (HEAD + "  shards: {crf: 99}\n", "4:12", "less than or equal to 51"),
         (HEAD + "    - motion\n    - motion\n", "5:7", "stands here twice"),
         ("p:\n  stages:\n    - motion\n", "3:7", "the first stage must be 'decode'"),

@@ -13,6 +13,7 @@ import pytest
 from curation.colour import is_hdr, to_sdr
 from curation.plan import ShardSettings
 from shards.encode import cut_clip
+from tests.curation.test_video import patch_display_matrix
 from tests.shards.films import combing, greys, interlaced, span, times_of
 
 BT709 = (1, 1, 1)  # primaries, transfer, matrix
@@ -187,3 +188,29 @@ def test_interlaced_pictures_are_made_whole(tmp_path: Path) -> None:
     assert max(map(combing, greys(source))) > 3
     assert max(whole) < 0.5
     assert not first(cut.mp4).interlaced_frame
+
+
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+@pytest.mark.parametrize(("short_side_px", "size"), [(None, (280, 158)), (80, (142, 80))])
+def test_bars_are_cut_off(rotation: int, short_side_px: int | None, size: tuple[int, int], tmp_path: Path) -> None:
+    """Bars of 40 pixels on the left, 41 above and 40 below (41 is not even: a line of the picture goes with it)."""
+    shown = np.full((240, 320, 3), 255, np.uint8)
+    shown[41:200, 40:] = 120
+    source = tmp_path / "source.mp4"
+    with av.open(str(source), "w") as out:
+        stream: Any = out.add_stream("libx264", rate=24, options={"crf": "1"})
+        stored = np.ascontiguousarray(np.rot90(shown, -rotation // 90))
+        stream.height, stream.width = stored.shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for _ in range(12):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(stored)))
+        out.mux(stream.encode(None))
+    if rotation:
+        patch_display_matrix(source, rotation)
+    bars = {"left": 40 / 320, "top": 41 / 240, "right": 0.0, "bottom": 40 / 240}
+    settings = ShardSettings(crop_bars=True, short_side_px=short_side_px, crf=1)
+    cut = cut_clip(str(source), {**ROW, "letterbox": bars}, settings)
+    picture = first(cut.mp4)
+    assert (cut.facts["width"], cut.facts["height"]) == (picture.width, picture.height) == size
+    assert np.abs(picture.to_ndarray(format="rgb24").astype(int) - 120).max() < 12
+    assert cut_clip(str(source), {**ROW, "letterbox": None}, settings).facts["width"] in (320, 106)
