@@ -33,7 +33,7 @@ COVERED = 0.5  # share of window and transition that both have in common
 CAUTIOUS = {"exposure ramp", "exposure jump", "shadow", "stage light", "zoom", "titles", "fast tilt", "fast pan"}
 STEPS, ROUNDS, RATE = 8, 250, 0.15
 WEIGHT_OF_CAUTION, TRANSITIONS_TO_OTHERS = 3.0, 0.25
-MARGIN = -0.5  # added to the limit: a higher one loses more transitions than it spares false gaps
+MARGIN = 0.1  # added to the limit: a higher one loses more transitions than it spares false gaps
 
 
 def measured(film: Film) -> list[Row]:

@@ -15,8 +15,7 @@ from curation.likeness import Look, same_structure
 
 LONGEST = 60  # looks on one side
 _LONGEST_S = 2.2
-WITHIN = np.s_[6:-6]  # rows without bars and logos, which stay while the picture fades
-LOW = 0.2  # a picture of one colour has less than this share of the contrast around it
+LOW = 0.27  # a picture of one colour has less than this share of the contrast around it
 _LEAST_CONTRAST = 6.0
 _SHORTEST = 3  # steps; what is shorter is a cut
 _STEEPEST = 0.6  # share of the way that one step may take

@@ -25,7 +25,7 @@ _AGAINST_HALF = 1.2  # times the change within half as long a time before and af
 _AGAINST_FULL = 1.1  # times the change within as long a time before and after it
 _NEAR = 2  # looks; of windows that end so near to each other, one is weighed
 _SPLINTER = 4  # frames between two transitions are part of them
-_RIM = 8  # a transition is taken to be longer than it looks by this part of its length on either side
+_RIM = 6  # a transition is taken to be longer than it looks by this part of its length on either side
 _STILL_MIXED = 0.5  # of the unexplained change within a transition; where it is less, the transition is over
 
 
@@ -74,7 +74,7 @@ class Transitions:
         grey = cv2.cvtColor(pictures, cv2.COLOR_BGR2GRAY).reshape(count - known, SIZE[1], SIZE[0])
         for look, own in zip(self._looks[known:], grey, strict=True):
             look.grey = own
-        spreads = [spread(own[fades.WITHIN]) for own in grey]
+        spreads = [spread(own) for own in grey]
         self._contrast = np.concatenate([self._contrast, spreads])
         shots = self._shots.tolist()
         for i, new in enumerate(self._new_shots, known):
