@@ -15,14 +15,17 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from curation.likeness import Look, colour_distance, hue_distance, mixture_fit, moved_structure, relit, same_structure
-from curation.weights import LIMIT, WEIGHTS
+from curation.likeness import Look, colour_distance, mixture_fit, moved_structure, relit, same_structure
+from curation.weights import MIXED, MIXED_LIMIT, MOVING, MOVING_LIMIT, Table
 
 GRID = (8, 6)  # cells across, cells down
 LEAST = {"covers": 0.56, "colours": 0.1}  # hardly any transition has less
 MOST = {"alike": 0.6}
 _SIMILAR = 0.3  # correlation of structure
 _RELIT = -3.3  # log of the share of change that another light leaves unexplained, and 0.02
+_MOVING = 0.45  # share of change that motion leaves unexplained in pans and pushes; more in dissolves
+# What counts for pushes differs from what counts for dissolves, so each has its own limit and table.
+KINDS: dict[str, tuple[float, Table]] = {"moving": (MOVING_LIMIT, MOVING), "mixed": (MIXED_LIMIT, MIXED)}
 _NEARBY = 8  # looks before and after that a window is compared with
 
 
@@ -118,6 +121,14 @@ def _largest_step(w: Window) -> float:
     return float(np.diff(w.progress, prepend=0.0, append=1.0).max())
 
 
+def _abrupt(w: Window) -> float:
+    """Share of its way that a cell goes in a fifth of the time: all of it in a wipe, a fifth in a dissolve."""
+    none = np.zeros((1, w.share.shape[1]))
+    share = np.concatenate([none, w.share, none + 1])
+    k = max(1, (w.last - w.first) // 5)
+    return float((share[k:] - share[:-k]).max(axis=0) @ w.weight)
+
+
 def _covers(w: Window) -> float:
     """1 where the whole picture changes alike, less where a part of it does, as when a caption comes up."""
     change = np.abs(w.way).mean(axis=1)
@@ -132,14 +143,15 @@ def _unexplained_share(w: Window) -> float:
 # The cheapest come first: weighing stops as soon as the rest cannot make a transition of it any more.
 MEASURES: dict[str, Callable[[Window], float]] = {
     "change": lambda w: float(np.log(w.change)),
+    "length": lambda w: float(np.log(w.last - w.first)),
     "more than in half the time at rest": lambda w: _log_ratio(w.change, float(w.half.min()), 0.5),
     "more than in the time around": lambda w: _log_ratio(w.change, float(w.full.max()), 0.5),
     "covers": _covers,
     "colours": lambda w: colour_distance(w.looks[w.first], w.looks[w.last]),
-    "hues": lambda w: hue_distance(w.looks[w.first], w.looks[w.last]),
     "alike": lambda w: same_structure(w.looks[w.first], w.looks[w.last]),
     "relit": lambda w: float(np.log(relit(w.grids[w.first], w.grids[w.last]) + 0.02)),
     "largest step": _largest_step,
+    "abrupt": _abrupt,
     "mixture": lambda w: mixture_fit(w.looks[w.first], w.looks[(w.first + w.last) // 2], w.looks[w.last]),
     "stranger than at rest": lambda w: _log_ratio(w.within, min(w.rest), 0.4),
     "strange": lambda w: float(np.log(w.within + 0.2)),
@@ -149,14 +161,16 @@ MEASURES: dict[str, Callable[[Window], float]] = {
 
 def verdict(window: Window) -> float:
     """Above 0 for a transition; the more, the surer."""
-    score, values = -LIMIT, dict[str, float]()
+    scores = {kind: -limit for kind, (limit, _) in KINDS.items()}
+    values: dict[str, float] = {}
     for name, measure in MEASURES.items():
         values[name] = measure(window)
-        steps, weights = WEIGHTS[name]
-        score += weights[bisect.bisect_left(steps, values[name])]
-        if _is_out(name, values) or score + _MOST_LEFT[name] <= 0:
+        for kind, (_, table) in KINDS.items():
+            steps, weights = table[name]
+            scores[kind] += weights[bisect.bisect_left(steps, values[name])]
+        if _is_out(name, values) or all(score + _MOST_LEFT[kind][name] <= 0 for kind, score in scores.items()):
             return -1.0
-    return score
+    return scores[kind_of(values)]
 
 
 def measured(window: Window) -> dict[str, float] | None:
@@ -169,19 +183,23 @@ def measured(window: Window) -> dict[str, float] | None:
     return values
 
 
+def kind_of(values: dict[str, float]) -> str:
+    return "moving" if values["unexplained share"] < _MOVING else "mixed"
+
+
 def _is_out(name: str, values: dict[str, float]) -> bool:
     if name == "relit" and values["relit"] < _RELIT and values["alike"] > _SIMILAR:
         return True  # the same in another light
     return not LEAST.get(name, values[name]) <= values[name] <= MOST.get(name, values[name])
 
 
-def _most_left() -> dict[str, float]:
+def _most_left(table: Table) -> dict[str, float]:
     """What the measures after each can add at the most."""
     left, most = 0.0, {}
     for name in reversed(MEASURES):
         most[name] = left
-        left += max(WEIGHTS[name][1])
+        left += max(table[name][1])
     return most
 
 
-_MOST_LEFT = _most_left()
+_MOST_LEFT = {kind: _most_left(table) for kind, (_, table) in KINDS.items()}
