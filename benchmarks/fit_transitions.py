@@ -53,7 +53,7 @@ def measured(film: Film) -> list[Row]:
     shots = ShotDetector()
     with Video(film.path) as video:
         for frame in video.frames():
-            shots.push(frame.index, frame.t_s, frame.picture(*SIZE))
+            shots.push(frame.index, frame.t_s, frame.sketch(*SIZE))
     shots.finish()
     evidence.verdict = verdict
     return rows

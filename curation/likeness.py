@@ -15,6 +15,10 @@ _DARK, _BRIGHT = 3, 250  # beyond these there is no structure left to compare
 _TILE = (16, 9)
 _TILE_IS_SAME = 0.75
 _ROOTS = (np.sqrt(np.arange(256) / 255.0) * 255).astype(np.uint8)  # spreads the colours of dark scenes
+_COLOUR_CODES = [  # what each value of blue, green and red adds to the number of a colour
+    (((_ROOTS.astype(np.int32) + shift) // 64)[None, :, None] * np.array([25, 5, 1])).astype(np.uint8)
+    for shift in (0, 21, 42)
+]
 
 
 class Look:
@@ -62,12 +66,11 @@ class Look:
     @functools.cached_property
     def colours(self) -> np.ndarray:
         """Histogram of colours that adds up to 1, in three staggered quantisations: small shifts change little."""
-        levels = _ROOTS[self.picture].reshape(-1, 3).astype(np.int32)
         counts = []
-        for shift in (0, 21, 42):
-            codes = (levels + shift) // 64 @ np.array([25, 5, 1], np.int32)
-            counts.append(np.bincount(codes, minlength=125))
-        return np.concatenate(counts).astype(np.float32) / (3 * len(levels))
+        for codes in _COLOUR_CODES:
+            blue, green, red = cv2.split(cv2.LUT(self.picture, codes))
+            counts.append(np.bincount((blue + green + red).ravel(), minlength=125))
+        return np.concatenate(counts).astype(np.float32) / (3 * self.grey.size)
 
     @functools.cached_property
     def hues(self) -> np.ndarray:
@@ -88,6 +91,11 @@ def shrink(picture: np.ndarray) -> np.ndarray:
     return np.asarray(cv2.resize(picture, SIZE, interpolation=cv2.INTER_AREA))
 
 
+def spread(values: np.ndarray) -> float:
+    """Standard deviation, H W."""
+    return float(cv2.meanStdDev(values)[1][0, 0])
+
+
 def colour_distance(a: Look, b: Look) -> float:
     """From 0 (the same colours) to 1 (none in common)."""
     return 1.0 - float(np.minimum(a.colours, b.colours).sum())
@@ -103,10 +111,14 @@ def relit(a: np.ndarray, b: np.ndarray) -> float:
 
     ``... 3``; each channel is brighter or darker by its own factor.
     """
-    p, q = (np.asarray(picture, np.float32).reshape(-1, 3) for picture in (a, b))
-    across, change = (p * q).sum(axis=0), float(np.square(q - p).sum()) + 1.0
-    left = (float(np.square(t - s * (across / (np.square(s).sum(axis=0) + 1.0))).sum()) for s, t in ((p, q), (q, p)))
-    return min(left) / change
+    p, q = (np.asarray(picture, np.float64).reshape(-1, 3) for picture in (a, b))
+    pp, qq, pq = ((s * t).sum(axis=0) for s, t in ((p, p), (q, q), (p, q)))
+    change = float((pp + qq - 2 * pq).sum()) + 1.0
+    left = []
+    for source, target in ((pp, qq), (qq, pp)):
+        gain = pq / (source + 1.0)
+        left.append(float((target - 2 * gain * pq + gain * gain * source).sum()))
+    return max(min(left), 0.0) / change
 
 
 def same_structure(a: Look, b: Look) -> float:
@@ -117,7 +129,7 @@ def same_structure(a: Look, b: Look) -> float:
     best = -1.0
     for inner, outer in ((a.structure, b.structure), (b.structure, a.structure)):
         middle = inner[6:-6, 11:-11]
-        if float(middle.std()) >= 0.05:
+        if spread(middle) >= 0.05:
             best = max(best, float(cv2.matchTemplate(outer, middle, cv2.TM_CCOEFF_NORMED).max()))
     return best
 
@@ -130,13 +142,17 @@ def same_tiles(a: Look, b: Look) -> float:
 def _found_again(a: Look, b: Look) -> float:
     width, height = _TILE
     around = cv2.copyMakeBorder(b.structure, 4, 4, 6, 6, cv2.BORDER_CONSTANT, value=0)
+    places = np.lib.stride_tricks.sliding_window_view(around, (height, width))
     textured = found = 0
     for y in range(0, SIZE[1], height):
         for x in range(0, SIZE[0], width):
-            if float(a.luma[y : y + height, x : x + width].std()) < 4:
+            if spread(a.luma[y : y + height, x : x + width]) < 4:
                 continue
-            place = around[y : y + height + 8, x : x + width + 12]
-            match = cv2.matchTemplate(place, a.structure[y : y + height, x : x + width], cv2.TM_CCOEFF_NORMED)
+            tile = a.structure[y : y + height, x : x + width].ravel()
+            tile = tile - tile.mean()
+            nearby = places[y : y + 9, x : x + 13].reshape(-1, tile.size)  # at most 4 rows and 6 columns away
+            power = np.einsum("pk,pk->p", nearby, nearby) - np.square(nearby.sum(axis=1)) / tile.size
+            match = nearby @ tile / np.sqrt(np.maximum(power, 1e-3) * float(tile @ tile) + 1e-6)
             textured += 1
             found += float(match.max()) > _TILE_IS_SAME
     return found / textured if textured >= 3 else 0.0
@@ -169,7 +185,9 @@ def moved_structure(a: Look, b: Look) -> tuple[float, float]:
 def mixture_fit(a: Look, middle: Look, b: Look) -> float:
     """How much of the fine detail of ``middle`` is a sum of that of a and b: 1 for a dissolve at rest, 0 for none."""
     p, m, q = (look.detail for look in (a, middle, b))
-    basis = np.stack([p, q], axis=1)
-    weights = np.clip(np.linalg.lstsq(basis, m, rcond=None)[0], 0.0, 1.2)
-    left = m - basis @ weights
-    return 1.0 - float(left @ left) / (float(m @ m) + 1.0)
+    pp, qq, mm, pq, pm, qm = (float(s @ t) for s, t in ((p, p), (q, q), (m, m), (p, q), (p, m), (q, m)))
+    pp, qq = pp + 1.0, qq + 1.0
+    square = pp * qq - pq * pq
+    u, v = (min(max(over / square, 0.0), 1.2) for over in (pm * qq - qm * pq, qm * pp - pm * pq))
+    left = mm - 2 * (u * pm + v * qm) + u * u * pp + v * v * qq + 2 * u * v * pq
+    return 1.0 - left / (mm + 1.0)

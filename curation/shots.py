@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from curation import likeness
-from curation.likeness import Look, colour_distance, hue_distance, relit, same_structure, same_tiles
+from curation.likeness import Look, colour_distance, hue_distance, relit, same_structure, same_tiles, spread
 from curation.transitions import Transitions
 
 DetectorName = Literal["adaptive", "content", "threshold", "none"]
@@ -33,6 +33,8 @@ _OTHER, _DOUBTFUL, _ALIKE = 0.44, 0.6, 0.65
 _RELIT = 0.02  # share of the change of a picture that another light leaves unexplained
 _VISIBLE_LEVELS = 12  # a visibly changed pixel differs by this much of 255
 _MOST_OF_IT, _HARDLY_ANY = 0.41, 0.1  # share of the picture that visibly changes
+_NOISE = 1.5  # change that black and blank pictures have among themselves
+_FLASH = 0.1  # of a change, what is left of it once a flash is over
 _STILL, _CALM = 0.15, 2.7  # mean change per frame of a picture at rest, and of one with ordinary motion
 
 
@@ -151,13 +153,16 @@ def exact_cut(before: Look, after: Look) -> int:
 def is_cut(earlier: Sequence[Look], later: Sequence[Look]) -> bool:
     """Whether a shot ends with the last of ``earlier`` and another begins with the first of ``later``."""
     before, after = earlier[-1], later[0]
+    change = _change(before, after)
+    returned = [_change(before, look) for look in later[1:]] + [_change(look, after) for look in earlier[:-1]]
+    if change < _NOISE or min(returned, default=change) < _FLASH * change:
+        return False
     likest = -1.0
     for pair in (*((before, look) for look in later), *((look, after) for look in reversed(earlier[:-1]))):
         likest = max(likest, same_structure(*pair))
         if likest > _ALIKE:
             break
     visible = float(np.mean(np.abs(before.luma - after.luma) > _VISIBLE_LEVELS))
-    change = _change(before, after)
     neighbours = [tuple(earlier[-2:])] * (len(earlier) > 1) + [tuple(later[:2])] * (len(later) > 1)
     unrest = max((_change(a, b) for a, b in neighbours), default=0.0)
     if likest > _ALIKE:  # the same things in other colours, as of plain cards
@@ -169,13 +174,13 @@ def is_cut(earlier: Sequence[Look], later: Sequence[Look]) -> bool:
         return unrest < 1 and visible > _MOST_OF_IT and tiles < 0.3 and other_light > 0.3
     if likest > _OTHER:
         return visible > _MOST_OF_IT and (unrest < _CALM or change > (2.5 if tiles < 0.2 else 7) * unrest)
-    if tiles > (
-        0.35 if visible < _MOST_OF_IT else 0.5
-    ):  # a caption before a running shot; a slide has nothing that moves
-        return unrest < _STILL
-    contrast = min(float(before.luma.std()), float(after.luma.std()))
+    if tiles > (0.35 if visible < _MOST_OF_IT else 0.5):
+        # a caption before a running shot keeps most colours; a slide has nothing that moves
+        recoloured = colour_distance(before, after) > 0.36 and hue_distance(before, after) > 0.45
+        return unrest < _STILL or (recoloured and change > 6 * unrest)
+    contrast = min(spread(before.luma), spread(after.luma))
     if change < 0.9 * contrast and contrast < 40:
-        return likest < 0.26 and (colour_distance(before, after) > 0.19 or hue_distance(before, after) > 0.3)
+        return likest < 0.33 and (colour_distance(before, after) > 0.19 or hue_distance(before, after) > 0.3)
     return True
 
 

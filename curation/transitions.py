@@ -14,7 +14,7 @@ import numpy as np
 
 from curation import evidence, fades
 from curation.evidence import GRID, Window
-from curation.likeness import SIZE, Look
+from curation.likeness import SIZE, Look, spread
 
 _LAGS = (1, 2, 3, 4, 5, 7, 10, 12, 14, 16, 19, 20, 25, 32, 40)  # over which change is measured, in looks
 _LENGTHS = (5, 7, 10, 14, 19, 25, 32, 40)  # of windows
@@ -74,7 +74,7 @@ class Transitions:
         grey = cv2.cvtColor(pictures, cv2.COLOR_BGR2GRAY).reshape(count - known, SIZE[1], SIZE[0])
         for look, own in zip(self._looks[known:], grey, strict=True):
             look.grey = own
-        spreads = [float(cv2.meanStdDev(own)[1][0, 0]) for own in grey]
+        spreads = [spread(own) for own in grey]
         self._contrast = np.concatenate([self._contrast, spreads])
         shots = self._shots.tolist()
         for i, new in enumerate(self._new_shots, known):
@@ -97,15 +97,19 @@ class Transitions:
         low = max(0, self._ready - _NEAR)
         padded = np.concatenate([self._changes, np.zeros((_LONGEST + _NEAR, len(_LAGS)), np.float32)])
         rows = np.arange(low, end + _NEAR)
+        before, after = most_around(padded)
         for length in _LENGTHS:
             at = _LAGS.index(length)
             change = padded[rows, at]
             if not (change >= _CHANGE).any():
                 continue
-            half, full = (_context(padded, rows, length, longest) for longest in (max(2, length // 2), length))
+            starts, short = np.maximum(rows - length, 0), np.searchsorted(_LAGS, length // 2, "right") - 1
+            half, full = (np.stack([before[starts, k], after[rows, k]]) for k in (short, at))
             lead = change - (half[0] + half[1]) / 2
             enough = (change >= _CHANGE) & (change >= _AGAINST_HALF * half.max(axis=0))
             enough &= change + 0.5 >= _AGAINST_FULL * (full.max(axis=0) + 0.5)
+            if not enough.any():
+                continue
             lead[~enough] = -np.inf
             around = np.pad(lead, _NEAR, constant_values=-np.inf)
             highest = np.max([around[k : k + len(lead)] for k in range(2 * _NEAR + 1)], axis=0)
@@ -220,13 +224,12 @@ class Transitions:
             window.shift(drop, self._looks, self._grids)
 
 
-def _context(changes: np.ndarray, rows: np.ndarray, length: int, longest: int) -> np.ndarray:
-    """Most change within ``longest`` looks before (row 0) and after (row 1) windows of a length that end at rows."""
-    lags = [(k, lag) for k, lag in enumerate(_LAGS) if lag <= longest]
-    starts = np.maximum(rows - length, 0)
-    before = changes[starts, : len(lags)].max(axis=1)
-    ends = [changes[np.minimum(rows + lag, len(changes) - 1), k] for k, lag in lags]
-    return np.stack([before, np.max(ends, axis=0)])
+def most_around(changes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Most change within up to each lag before each look, and after it."""
+    ahead = np.zeros_like(changes)
+    for k, lag in enumerate(_LAGS):
+        ahead[:-lag, k] = changes[lag:, k]
+    return np.maximum.accumulate(changes, axis=1), np.maximum.accumulate(ahead, axis=1)
 
 
 def merge(spans: Sequence[tuple[int, int]], cuts: Sequence[int]) -> list[tuple[int, int]]:
