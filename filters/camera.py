@@ -22,10 +22,10 @@ _COVERED = 0.06  # share of the picture with texture that is as good as all of i
 
 _SURE = 0.5  # confidence below which nothing is said
 _DRIFT = 0.008  # heights a second: slower is a tripod's creep, or the flow's error over a second
-_BESIDE = 0.25  # of the strongest drift: less is the fit's error, or nothing anyone would mention
+_BESIDE = 0.3  # of the strongest drift: less is the fit's error, or nothing anyone would mention
 _RETURN = 0.5  # of the drift one way, for its opposite to be named too
 _LASTS = 0.3  # of the time: what is seen for less is an accident of the fit
-_SHAKES = 0.035  # heights a second by which the speed leaves its course from step to step
+_SHAKES = 0.05  # heights a second by which the speed leaves its course from step to step
 _OVER_SHAKE, _OVER_DRIFT = 0.25, 0.35  # of the shake, for a drift, and of the drift, for a shake: less is chance
 
 

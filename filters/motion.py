@@ -17,12 +17,10 @@ from filters import camera, similarity
 
 _CHANGED_LEVELS = 10  # a pixel has changed when its grey level differs by more (of 255); less is noise
 _CHANGED_SHARE = 0.001  # two frames are the same when fewer pixels have changed
-_MOVED = (
-    0.0023  # frame heights; and the picture moved by less in a step: a slow pan over soft ground changes few pixels
-)
+_MOVED = 0.0023  # frame heights a step; and it moved by less: a slow pan over soft ground changes few pixels
 _WINDOW = 8  # intervals between frames (a second)
 _SLOW_PX = 0.35  # a step below this is too short to measure: the flow is off by up to 0.03 px
-_FAST_PX = 3.0  # the flow of a step above this may have lost its way: it finds up to 7 px by itself
+_FAST_PX = 2.0  # the flow of a step above this may have lost its way: it finds up to 7 px by itself
 _FAR_PX = 3.0  # a shift below this it finds by itself
 
 
@@ -102,7 +100,7 @@ def _firsts(window: int, count: int) -> range:
 
 
 def _windows(frames: np.ndarray) -> Iterator[list[_Step]]:
-    """Compare pictures T h w: in each window four pairs of neighbours; where little moves, its ends in place of the last."""
+    """Compare pictures T h w: in each window four pairs of neighbours, or three and its two ends where little moves."""
     flow, guided = _dis(), _dis()  # two, as one that was given a start once does not forget it
     for window in range((len(frames) - 2) // _WINDOW + 1):
         pairs = [(i, i + 1) for i in _firsts(window, len(frames))]
@@ -174,7 +172,8 @@ def _window_speeds(steps: list[_Step], times: np.ndarray, height: int) -> tuple[
 
 
 def _unchanged(before: np.ndarray, after: np.ndarray) -> bool:
-    return np.count_nonzero(cv2.absdiff(before, after) > _CHANGED_LEVELS) < _CHANGED_SHARE * before.size
+    changed = np.count_nonzero(cv2.absdiff(before, after) > _CHANGED_LEVELS)
+    return bool(changed < _CHANGED_SHARE * before.size)
 
 
 def _camera(windows: list[list[_Step]], pictures: np.ndarray, times: np.ndarray) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """How a picture as a whole moves to the next: a similarity (shift, growth, turn) that most of it agrees with.
 
-Suffixes in this file: S steps (pairs of pictures h w), N points of a grid over the picture, P its pixels. Places and displacements are in frame heights from the middle, x to the right and y down.
+Suffixes in this file: S steps (pairs of pictures h w), N points of a grid over the picture, P its pixels. Places and
+displacements are in frame heights from the middle, x to the right and y down.
 
-Model: d(p) = tx + a x - b y, ty + a y + b x. It is fitted to the flow by least squares reweighted after Geman and McClure,
-with a scale that shrinks (Black & Rangarajan, IJCV 1996), and not by RANSAC: it draws no lots and takes all steps at
-once. A patch's flow is wrong half a patch around a moving thing, so where the flow disagrees the fit is made from
-several parts of the picture, and the best goes on on the pixels themselves (Odobez & Bouthemy, JVCIR 1995).
+Model: d(p) = tx + a x - b y, ty + a y + b x. It is fitted to the flow by least squares reweighted after Geman and
+McClure, with a scale that shrinks (Black & Rangarajan, IJCV 1996), and not by RANSAC: it draws no lots and takes all
+steps at once. A patch's flow is wrong half a patch around a moving thing, so where the flow disagrees the fit is made
+from several parts of the picture, and the best goes on on the pixels themselves (Odobez & Bouthemy, JVCIR 1995).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 _STRIDE_PX = 2  # between the grid's points: the flow has one patch per 5 px, so no more are needed
 _TEXTURE = 8e-6  # eigenvalue at which a point counts half: that of noise of 2 grey levels (of 255)
 _FLOOR, _SHARE = 0.004, 0.05  # heights, and share of the mean displacement: what the flow itself is off by
-_COARSE, _FINE = (6.0, 3.0, 1.5), (2.0, 1.2, 1.0)  # the scale of each round, in units of the above
+_COARSE, _FINE = (6.0, 2.0), (2.0, 1.2, 1.0)  # the scale of each round, in units of the above
 _PARTS = ((0, -1), (0, 1), (1, -1), (1, 1))  # axis and side of the third of the picture that a fit starts from
 _NOISE = 1.0  # grey levels by which pixels differ although they show the same
 _SLACK_PX = 0.3  # and pixels by which the model may miss

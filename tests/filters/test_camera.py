@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
+from curation.frames import fit
+from filters.camera import LABELS
 from filters.motion import Motion
 from tests.filters.moves import GROUNDS, Rates, Thing, film, ground
 
@@ -37,7 +41,8 @@ def test_a_pan_has_its_true_speed_and_name_slow_or_fast(px_per_frame: float, fps
 def test_every_move_is_named_for_the_camera(axis: int, name: str) -> None:
     rates = [0.0] * 4
     rates[axis] = 0.15 if name == NAMES[axis][1] else -0.15
-    assert score(*film(ground("desert", 2), lambda t: tuple(rates)))["camera_motion"] == [name]  # type: ignore[arg-type,return-value]
+    x, y, zoom, roll = rates
+    assert score(*film(ground("desert", 2), lambda t: (x, y, zoom, roll)))["camera_motion"] == [name]
 
 
 @pytest.mark.parametrize("kind", ["green meadow", "shapes", "bricks"])
@@ -153,3 +158,83 @@ def test_nineteen_of_twenty_cameras_are_named_right_and_none_the_wrong_way() -> 
                 against.append(wrong[-1])
     assert len(wrong) <= 0.05 * 416, wrong
     assert not against, against
+
+
+def test_all_labels_are_declared() -> None:
+    assert set(OPPOSITE) < set(LABELS)
+
+
+def real(path: Path, *, fps: float = 8.0, seconds: float = 6.0) -> tuple[np.ndarray, np.ndarray]:
+    """The first seconds of a clip on the filter's grid."""
+    frames, times, next_s = [], [], 0.0
+    with av.open(str(path)) as source:
+        for frame in source.decode(video=0):
+            if frame.time is not None and frame.time > seconds:
+                break
+            if frame.time is None or frame.time < next_s - 1e-6:
+                continue
+            next_s = (math.floor(frame.time * fps + 1e-6) + 1) / fps
+            frames.append(fit(frame.to_ndarray(format="gray"), 96))
+            times.append(frame.time)
+    return np.stack(frames), np.array(times)
+
+
+def reencoded(path: Path, into: Path, codec: str, scale: float, seconds: float = 6.0) -> Path:
+    """The first seconds of a clip at another size and in another codec."""
+    with av.open(str(path)) as source, av.open(str(into), "w") as out:
+        video = source.streams.video[0]
+        stream = out.add_stream(codec, rate=video.average_rate or 25)
+        stream.width, stream.height = (round(size * scale / 2) * 2 for size in (video.width, video.height))
+        stream.pix_fmt, stream.bit_rate, stream.time_base = (
+            "yuv420p",
+            0 if codec != "libvpx-vp9" else 1_500_000,
+            video.time_base,
+        )
+        stream.options = {"preset": "8" if codec == "libsvtav1" else "veryfast", "crf": "24"}
+        if codec == "libvpx-vp9":
+            stream.options = {"deadline": "realtime", "cpu-used": "8"}
+        if codec == "libx265":
+            stream.options["x265-params"] = "log-level=error:pools=1"
+        for frame in source.decode(video):
+            if frame.time is not None and frame.time > seconds:
+                break
+            out.mux(stream.encode(frame.reformat(stream.width, stream.height, "yuv420p")))
+        out.mux(stream.encode(None))
+    return into
+
+
+REAL = {
+    "city_pan_zoom.mp4": "libx264",
+    "highway_driving.mp4": "libvpx-vp9",
+    "gopro_walk_hero7.mp4": "libx265",
+    "bbb_tree_h264.mp4": "libsvtav1",
+    "intel_bottle_static.mp4": "libx265",
+    "football_juggle.mp4": "libvpx-vp9",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_real_clips_have_the_same_camera_in_another_size_and_codec(
+    name: str, real_videos: Path, tmp_path: Path
+) -> None:
+    codec = REAL[name]
+    made = reencoded(real_videos / name, tmp_path / f"made.{'webm' if 'vpx' in codec else 'mp4'}", codec, 0.6)
+    one, other = (score(*real(path)) for path in (real_videos / name, made))
+    assert other["camera_motion"] == one["camera_motion"]
+    for column in ("motion_score", "camera_speed", "object_motion"):
+        assert other[column] == pytest.approx(one[column], rel=0.05, abs=0.01), column
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("lego_static_mpeg2.mxf", {"static"}),
+        ("intel_bottle_static.mp4", {"static"}),
+        ("football_juggle.mp4", {"static"}),
+        ("bbb_tree_h264.mp4", {"zoom_in"}),
+        ("gopro_walk_hero7.mp4", {"zoom_in"}),
+    ],
+)
+def test_real_cameras_do_what_the_index_says(name: str, labels: set[str], real_videos: Path) -> None:
+    assert set(score(*real(real_videos / name, seconds=12))["camera_motion"]) == labels
