@@ -130,8 +130,8 @@ def _compare(frames: np.ndarray, first: int, last: int, flow: cv2.DISOpticalFlow
     found = flow.calc(before, after, None)
     median_px, tail_px = _speeds(found)
     if tail_px > _FAST_PX:
-        window = cv2.createHanningWindow(before.shape[::-1], cv2.CV_32F)
-        shift, _ = cv2.phaseCorrelate(before.astype(np.float32), after.astype(np.float32), window)
+        # No window over the pictures: at large shifts it would hide most of what they have in common.
+        shift, _ = cv2.phaseCorrelate(before.astype(np.float32), after.astype(np.float32))
         if np.hypot(*shift) > _FAR_PX:
             start = np.empty_like(found)
             start[...] = np.round(shift)
