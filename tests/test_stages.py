@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import configparser
 import importlib
 import inspect
 import pickle
+import re
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -92,6 +95,19 @@ def test_a_stage_and_every_column_it_writes_are_documented(name: str) -> None:
     if isinstance(stage, Filter):
         for column in stage.writes.names:
             assert f"{column}:" in text, f"{column} is not explained in the docstring"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_packages_of_a_stage_come_with_its_extra_and_for_tests(name: str) -> None:
+    stage = load(name)
+    if not stage.packages:
+        return
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parent.parent / "setup.cfg")
+    extras = setup["options.extras_require"]
+    brought = {re.split(r"[^\w-]", line)[0] for line in extras[stage.extra].split()}
+    assert set(stage.packages) <= brought
+    assert f"cutroom[{stage.extra}]" in extras["dev"].split()
 
 
 class Doubler(Stage):
