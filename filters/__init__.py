@@ -6,4 +6,5 @@ from __future__ import annotations
 FILTERS: dict[str, str] = {
     "motion": "filters.motion:Motion",
     "quality": "filters.quality:Quality",
+    "text": "filters.text:Text",
 }

@@ -1,0 +1,107 @@
+"""How much of the picture is text, how much of that was laid over it, and what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, ClassVar
+
+import cv2
+import numpy as np
+import pyarrow as pa
+from annotated_types import Ge
+
+from curation.frames import Frames
+from curation.stage import Filter, operational
+from filters.overlay import tracks
+from filters.reading import Line, Reader
+
+_SIDE_PX = 640  # as large as the contact sheet has them
+_SPOT = 6  # grey levels, mean over a spot of 8 x 8 pixels
+
+
+@dataclasses.dataclass(kw_only=True)
+class Text(Filter):
+    """Lines of text on the contact sheet.
+
+    Writes:
+        text_area: share of the picture covered by lines of text (the union of the boxes around their letters), 0..1,
+            mean over frames.
+        overlay_text_area: the same for text that was laid over the picture (subtitles, tickers, logos, titles), apart
+            from text of the scene. Unknown when there is text and nothing moves that could tell: a still picture, a
+            single frame. Then all or none of ``text_area`` may be laid over.
+        text: the different strings that were read, in reading order, frame after frame.
+
+    Lines are found and read by PP-OCR through rapidocr (https://github.com/RapidAI/RapidOCR), which brings models that
+    read Latin letters, Chinese and Japanese; text of other scripts is found, and not read.
+
+    Args:
+        precheck: look closely only at frames that differ from the one before and in which a quick look sees something.
+        threads: what the models may use.
+    """
+
+    precheck: bool = True
+    threads: Annotated[int, Ge(1)] = operational(1)
+
+    name: ClassVar[str] = "text"
+    version: ClassVar[int] = 1
+    extra: ClassVar[str] = "text"
+    packages: ClassVar[tuple[str, ...]] = ("rapidocr", "onnxruntime")
+    frames: ClassVar[Frames] = Frames.sheet(long_side_px=_SIDE_PX)
+    writes: ClassVar[pa.Schema] = pa.schema(
+        [("text_area", pa.float32()), ("overlay_text_area", pa.float32()), ("text", pa.list_(pa.string()))]
+    )
+
+    def setup(self) -> None:
+        self._reader = Reader(threads=self.threads, long_side_px=_SIDE_PX)
+
+    def score(self, frames: np.ndarray, times: np.ndarray) -> dict[str, Any]:
+        if len(frames) == 0:
+            return dict.fromkeys(self.writes.names)
+        grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
+        found = self.find(frames, grey)
+        strings = dict.fromkeys(line.string for lines in found for line in lines if line.string)
+        return {
+            "text_area": float(np.mean([covered(lines, grey.shape[1:]) for lines in found])),
+            "overlay_text_area": _overlay_area(grey, found),
+            "text": list(strings),
+        }
+
+    def find(self, frames: np.ndarray, grey: np.ndarray) -> list[list[Line]]:
+        """The lines of each frame, of pictures T H W 3 that are T H W in grey."""
+        found: list[list[Line]] = []
+        read = 0  # the frame that was looked at last
+        for i, frame in enumerate(frames):
+            if self.precheck and i and same(grey[read], grey[i]):
+                found.append(found[read])
+                continue
+            read = i
+            found.append([] if self.precheck and not self._reader.suspects(frame) else self._reader.lines(frame))
+        return found
+
+
+def covered(lines: list[Line], size: tuple[int, ...]) -> float:
+    """Share of a picture of ``size`` (height, width) under any of the lines, 0..1."""
+    mask = np.zeros(size, np.uint8)
+    for line in lines:
+        cv2.fillPoly(mask, [np.round(line.corners).astype(np.int32)], 1)
+    return cv2.countNonZero(mask) / mask.size
+
+
+def same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two grey pictures H W differ nowhere by more than compression does, even in a spot of a few letters."""
+    size = max(1, one.shape[1] // 8), max(1, one.shape[0] // 8)
+    spots = cv2.resize(cv2.absdiff(one, other), size, interpolation=cv2.INTER_AREA)
+    return int(spots.max()) <= _SPOT
+
+
+def _overlay_area(grey: np.ndarray, found: list[list[Line]]) -> float | None:
+    """Mean share of the pictures T H W that is covered by text laid over them; None if nothing tells."""
+    followed = tracks(grey, found)
+    if followed and not any(track.votes for track in followed):
+        return None
+    laid_over: list[list[Line]] = [[] for _ in found]
+    for track in followed:
+        if track.votes > 0:
+            for i, line in track.lines:
+                laid_over[i].append(line)
+    return float(np.mean([covered(lines, grey.shape[1:]) for lines in laid_over]))
