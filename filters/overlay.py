@@ -19,7 +19,9 @@ _ALIKE = 0.8  # similarity of strings, 0..1, from which they are one string read
 _SHARED = 0.5  # share of the shorter string that both have in one piece when a string is moving past an edge
 _EDGE = 0.35  # line heights that an edge of a box is off from frame to frame while the text stands still
 _STANDS_PX = 1.0  # a shift of the letters up to this is none
-_CHANGED = 6.0  # mean difference in grey levels from which surroundings have changed; compression makes 1 to 3
+_CHANGED = 5.0  # mean difference in grey levels from which surroundings have changed; compression makes 1 to 3
+_EVERYWHERE = 0.4  # share of spots of the picture that change when the camera moves
+_SPOT_PX = 16
 
 
 @dataclasses.dataclass
@@ -53,7 +55,20 @@ def tracks(frames: np.ndarray, found: list[list[Line]]) -> list[Track]:
                 now[match] = track
         everything += [track for track in now if track.lines[0][0] == i]
         before = now
+    for track in everything:
+        track.votes += _overall(frames, track)
     return everything
+
+
+def _overall(frames: np.ndarray, track: Track) -> float:
+    """What the way from the first frame of a track to its last says, which counts as much as all steps together.
+
+    Slow growth and drift are too small to be seen step by step.
+    """
+    (i, first), (k, last) = track.lines[0], track.lines[-1]
+    if len(track.lines) < 3 or not _alike(first.string, last.string) or _slid(first.string, last.string):
+        return 0.0
+    return _follow(_Step(frames[i], frames[k], first), [(0, last)])[1] * (len(track.lines) - 1)
 
 
 @dataclasses.dataclass
@@ -65,23 +80,38 @@ class _Step:
     line: Line
 
     def surroundings_changed(self) -> bool:
-        """Whether the picture changes in a band around the line, one line height wide."""
+        """Whether the picture changes around the line, or in many places: a pan does not show before a clear sky."""
         height = self.line.height_px
         x0, y0, x1, y1 = _box(self.line)
-        inner = np.array([x0 - 0.25 * height, y0 - 0.25 * height, x1 + 0.25 * height, y1 + 0.25 * height])
-        outer = np.array([x0 - height, y0 - height, x1 + height, y1 + height])
-        (left, top, right, bottom), cut = _inside(outer, self.before), _inside(inner, self.before)
-        difference = cv2.absdiff(self.before[top:bottom, left:right], self.after[top:bottom, left:right])
-        ring = np.full(difference.shape, 255, np.uint8)
-        ring[cut[1] - top : cut[3] - top, cut[0] - left : cut[2] - left] = 0
-        return cv2.countNonZero(ring) > 0 and cv2.mean(difference, ring)[0] > _CHANGED
+        ring = np.full(self.before.shape, 0, np.uint8)
+        _fill(ring, (x0 - height, y0 - height, x1 + height, y1 + height), 255)
+        _fill(ring, (x0 - 0.25 * height, y0 - 0.25 * height, x1 + 0.25 * height, y1 + 0.25 * height), 0)
+        return _change(self.before, self.after, ring) > _CHANGED or self._everything_changed()
+
+    def _everything_changed(self) -> bool:
+        size = (self.before.shape[1] // _SPOT_PX, self.before.shape[0] // _SPOT_PX)
+        spots = cv2.resize(cv2.absdiff(self.before, self.after), size, interpolation=cv2.INTER_AREA)
+        return float(np.mean(spots > _CHANGED)) > _EVERYWHERE
+
+    def strip_stands(self, other: Line) -> bool:
+        """Whether the picture stays as it is just above and below a line that moved sideways to ``other``."""
+        height = self.line.height_px
+        (x0, y0, x1, y1), there = _box(self.line), _box(other)
+        strips = np.zeros(self.before.shape, np.uint8)
+        left, right = min(x0, there[0]), max(x1, there[2])
+        _fill(strips, (left, y0 - 0.28 * height, right, y1 + 0.28 * height), 255)
+        _fill(strips, (left, y0 - 0.12 * height, right, y1 + 0.12 * height), 0)
+        return _level(self.line, other) and _change(self.before, self.after, strips) <= _CHANGED
 
     def letters_stand(self) -> bool:
-        """Whether the letters themselves are found again where they were."""
-        height = self.line.height_px
-        box = np.array(_box(self.line))
+        """Whether the letters at both ends of the line are found again where they were."""
+        x0, y0, x1, y1 = _box(self.line)
+        end = min((x1 - x0) / 2, 2 * (y1 - y0))
+        return all(self._stands(np.array([left, y0, left + end, y1])) for left in (x0, x1 - end))
+
+    def _stands(self, box: np.ndarray) -> bool:
         left, top, right, bottom = _inside(box, self.before)
-        near = _inside(box + np.array([-1, -1, 1, 1]) * max(2.0, 0.5 * height), self.after)
+        near = _inside(box + np.array([-1, -1, 1, 1]) * max(2.0, 0.5 * self.line.height_px), self.after)
         letters, area = self.before[top:bottom, left:right], self.after[near[1] : near[3], near[0] : near[2]]
         found = cv2.minMaxLoc(cv2.matchTemplate(area, letters, cv2.TM_CCOEFF_NORMED))[3]
         return max(abs(found[0] + near[0] - left), abs(found[1] + near[1] - top)) <= _STANDS_PX
@@ -89,21 +119,34 @@ class _Step:
 
 def _follow(step: _Step, lines: list[tuple[int, Line]]) -> tuple[int | None, float]:
     """The line that continues ``step.line`` among numbered ones, and what the step says: 1 laid over, -1 scene."""
+    string = step.line.string
     for k, other in lines:
-        if _same_place(step.line, other):
-            if not _alike(step.line.string, other.string) or _slid(step.line.string, other.string):
-                return k, 1.0  # a subtitle or a counter that changes where it stands, a ticker
-            if not step.surroundings_changed():
-                return k, 0.0
-            return k, 1.0 if step.letters_stand() else -1.0
+        if _same_place(step.line, other) and not _alike(string, other.string):
+            return k, 1.0  # a subtitle or a counter that changes where it stands
+        if _same_place(step.line, other) or (_alike(string, other.string) and _level(step.line, other)):
+            if step.letters_stand():
+                return k, 1.0 if step.surroundings_changed() else 0.0
+            if _same_place(step.line, other):
+                return k, 1.0 if _slid(string, other.string) else -1.0  # a ticker; or it drifts
     for k, other in lines:
-        if _alike(step.line.string, other.string):
-            return k, -1.0
+        if _alike(string, other.string):
+            return k, 1.0 if step.strip_stands(other) else -1.0
     for k, other in lines:
         if _same_strip(step.line, other):
-            passing = _shared(step.line.string, other.string) >= _SHARED
-            return k, -1.0 if passing and step.surroundings_changed() else 1.0
+            passing = _shared(string, other.string) >= _SHARED
+            return k, -1.0 if passing and not step.strip_stands(other) else 1.0
     return None, -0.5 if step.surroundings_changed() else 0.0
+
+
+def _fill(mask: np.ndarray, box: tuple[float, float, float, float], value: int) -> None:
+    left, top, right, bottom = _inside(np.array(box), mask)
+    mask[top:bottom, left:right] = value
+
+
+def _change(before: np.ndarray, after: np.ndarray, mask: np.ndarray) -> float:
+    """Mean difference under the mask, in grey levels, beyond what making all of it lighter or darker explains."""
+    difference = after[mask > 0].astype(np.float32) - before[mask > 0]
+    return float(np.abs(difference - difference.mean()).mean()) if difference.size else 0.0
 
 
 def _box(line: Line) -> tuple[float, float, float, float]:
@@ -124,13 +167,18 @@ def _same_place(one: Line, other: Line) -> bool:
     return bool((off <= _EDGE * min(one.height_px, other.height_px) + 1).all())
 
 
+def _level(one: Line, other: Line) -> bool:
+    """Whether two lines stand at the same height."""
+    a, b = _box(one), _box(other)
+    tolerance = _EDGE * min(one.height_px, other.height_px) + 1
+    return abs(a[1] - b[1]) <= tolerance and abs(a[3] - b[3]) <= tolerance
+
+
 def _same_strip(one: Line, other: Line) -> bool:
     """Whether two lines stand at the same height, one over the other for the most part."""
     a, b = _box(one), _box(other)
-    tolerance = _EDGE * min(one.height_px, other.height_px) + 1
     common = min(a[2], b[2]) - max(a[0], b[0])
-    level = abs(a[1] - b[1]) <= tolerance and abs(a[3] - b[3]) <= tolerance
-    return level and common >= 0.5 * min(a[2] - a[0], b[2] - b[0])
+    return _level(one, other) and common >= 0.5 * min(a[2] - a[0], b[2] - b[0])
 
 
 def _alike(one: str, other: str) -> bool:
@@ -146,9 +194,9 @@ def _shared(one: str, other: str) -> float:
 
 
 def _slid(one: str, other: str) -> bool:
-    """Whether one string is the other, moved on by letters and more."""
+    """Whether one string is the other, moved on."""
     common = _common(one, other)
-    return _shared(one, other) >= _SHARED and abs(common.a - common.b) >= 2
+    return _shared(one, other) >= _SHARED and common.a != common.b
 
 
 def _common(one: str, other: str) -> difflib.Match:
