@@ -1,9 +1,9 @@
-"""What each filter costs, in CPU seconds per minute of footage, and what the quick look before reading text loses.
+"""What each filter costs, in CPU seconds per minute of footage, and what the pre-check before reading text loses.
 
     python -m benchmarks.filters [--json] [--videos FOLDER]
 
 Costs are those of scoring alone, in one thread, on films that the benchmark draws itself. ``text`` is measured with its
-quick look and without, on clips with text drawn in and, where ``--videos`` (or CUTROOM_TEST_VIDEOS) names a folder with
+pre-check and without, on clips with text drawn in and, where ``--videos`` (or CUTROOM_TEST_VIDEOS) names a folder with
 an INDEX.csv, on real ones: the share of frames with text in which text was found, and the share of the words that the
 index lists (three letters and longer) which were read.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import dataclasses
 import importlib
 import json
 import os
@@ -37,9 +36,12 @@ from curation.frames import SHEET
 from curation.plan import Step
 from curation.stage import Filter
 from filters import FILTERS
-from filters.text import Text
+from filters.text import Text, to_grey
 
 Row = dict[str, Any]
+Footage = tuple[list[tuple[np.ndarray, np.ndarray]], set[str]]  # frames T H W 3 and times of clips; words in them
+
+_MOST_CLIPS, _MOST_FRAMES = 3, 12  # of each real video: slides would outweigh all others
 FILMS = ("hard_cuts.mp4", "pan.mp4", "large_text.mp4", "letterbox.mp4")
 
 
@@ -92,20 +94,20 @@ def unpack(stage: Filter, sheet: list[Row]) -> tuple[np.ndarray, np.ndarray]:
     return stage.frames.unpack(pa.scalar([{"t_s": row["t_s"], "jpeg": row["jpeg"]} for row in sheet], SHEET))
 
 
-def drawn_clips(count: int = 3) -> Iterator[tuple[np.ndarray, set[str]]]:
-    """Generated clips T H W 3 of every kind, all with text; their words are not asked for."""
+def drawn(count: int = 2) -> Iterator[Footage]:
+    """Generated clips of every kind, all with text; their words are not asked for."""
     for kind in (*OVERLAYS, *SCENE):
         for seed in range(count):
-            yield clip(np.random.default_rng([100 + seed, len(kind)]), kind, count=6), set()
+            yield [(clip(np.random.default_rng([100 + seed, len(kind)]), kind, count=6), np.arange(6) / 2)], set()
 
 
-def real_clips(folder: Path, stage: Filter) -> Iterator[tuple[np.ndarray, set[str]]]:
-    """Contact sheets of real videos that show text, all clips of a video in one, with the words that it shows."""
+def real(folder: Path, stage: Filter) -> Iterator[Footage]:
+    """The contact sheets of real videos that show text, with the words that they show."""
     with (folder / "INDEX.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["text_on_screen"]]
     for row in rows:
-        frames = [row for sheet in sheets(decode(folder / row["file"])) for row in sheet]
-        yield unpack(stage, frames)[0], words(row["text_on_screen"])
+        clips = [unpack(stage, sheet[:_MOST_FRAMES]) for sheet in sheets(decode(folder / row["file"]))]
+        yield clips[:_MOST_CLIPS], words(row["text_on_screen"])
 
 
 def words(text: str) -> set[str]:
@@ -113,20 +115,19 @@ def words(text: str) -> set[str]:
     return {word for word in re.split(r"\W+", text.casefold()) if len(word) >= 3}
 
 
-def reading(stage: Text, clips: list[tuple[np.ndarray, set[str]]]) -> list[Row]:
-    """Cost and recall of ``text`` with its quick look and without."""
+def reading(footage: list[Footage]) -> list[Row]:
+    """Cost and recall of ``text`` with its pre-check and without."""
     rows, with_text = [], 0
     for precheck in (False, True):
-        reader = dataclasses.replace(stage, precheck=precheck)
-        reader.setup()
-        before, num_frames, num_found, num_words, num_read = time.process_time(), 0, 0, 0, 0
-        for frames, asked in clips:
-            grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
-            found = reader.find(frames, grey)
+        stage = Text(precheck=precheck)
+        stage.setup()
+        started_s, num_frames, num_found, num_words, num_read = time.process_time(), 0, 0, 0, 0
+        for clips, asked in footage:
+            found = [lines for frames, times in clips for lines in stage.find(frames, to_grey(frames), times)]
             said = "".join(line.string.casefold() for lines in found for line in lines)
-            num_frames, num_found = num_frames + len(frames), num_found + sum(map(bool, found))
+            num_frames, num_found = num_frames + len(found), num_found + sum(map(bool, found))
             num_words, num_read = num_words + len(asked), num_read + sum(word in said for word in asked)
-        spent_s = time.process_time() - before
+        spent_s = time.process_time() - started_s
         with_text = with_text or num_found
         rows.append(
             {
@@ -154,10 +155,9 @@ def main() -> None:
             write_film(Path(folder) / film.name, film)
         paths = [Path(folder) / film.name for film in films]
         costs = [{"filter": name, "cpu_s_per_minute": round(cost(load(name), paths), 3)} for name in FILTERS]
-    stage = Text()
-    results: dict[str, list[Row]] = {"cost": costs, "text, drawn": reading(stage, list(drawn_clips()))}
+    results: dict[str, list[Row]] = {"cost": costs, "text, drawn": reading(list(drawn()))}
     if options.videos is not None:
-        results["text, real"] = reading(stage, list(real_clips(Path(options.videos), stage)))
+        results["text, real"] = reading(list(real(Path(options.videos), Text())))
     if options.json:
         print(json.dumps(results, indent=1))
         return

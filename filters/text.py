@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Annotated, Any, ClassVar
 
 import cv2
@@ -16,6 +17,9 @@ from filters.overlay import tracks
 from filters.reading import Line, Reader
 
 _SIDE_PX = 640  # as large as the contact sheet has them
+_LOOK_S = 1.0
+_STROKE = 25  # grey levels by which a stroke stands out
+_CLOSE = 0.5  # share of a spot of 16 x 8 pixels under strokes; real frames with text have 0.62 and more
 _SPOT = 6  # grey levels, mean over a spot of 8 x 8 pixels
 
 
@@ -35,7 +39,8 @@ class Text(Filter):
     read Latin letters, Chinese and Japanese; text of other scripts is found, and not read.
 
     Args:
-        precheck: look closely only at frames that differ from the one before and in which a quick look sees something.
+        precheck: read no frame that repeats the one before or has no strokes in it, nor any between two frames a
+            second apart that hold no text: what is shown for a second or longer is not missed.
         threads: what the models may use.
     """
 
@@ -57,8 +62,8 @@ class Text(Filter):
     def score(self, frames: np.ndarray, times: np.ndarray) -> dict[str, Any]:
         if len(frames) == 0:
             return dict.fromkeys(self.writes.names)
-        grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
-        found = self.find(frames, grey)
+        grey = to_grey(frames)
+        found = self.find(frames, grey, times)
         strings = dict.fromkeys(line.string for lines in found for line in lines if line.string)
         return {
             "text_area": float(np.mean([covered(lines, grey.shape[1:]) for lines in found])),
@@ -66,17 +71,47 @@ class Text(Filter):
             "text": list(strings),
         }
 
-    def find(self, frames: np.ndarray, grey: np.ndarray) -> list[list[Line]]:
+    def find(self, frames: np.ndarray, grey: np.ndarray, times: np.ndarray) -> list[list[Line]]:
         """The lines of each frame, of pictures T H W 3 that are T H W in grey."""
-        found: list[list[Line]] = []
-        read = 0  # the frame that was looked at last
-        for i, frame in enumerate(frames):
-            if self.precheck and i and same(grey[read], grey[i]):
-                found.append(found[read])
-                continue
-            read = i
-            found.append([] if self.precheck and not self._reader.suspects(frame) else self._reader.lines(frame))
-        return found
+        if not self.precheck:
+            return [self._reader.lines(frame) for frame in frames]
+        first = _repeats(grey)
+        read: dict[int, list[Line]] = {}
+
+        def look(i: int) -> list[Line]:
+            if first[i] not in read:
+                read[first[i]] = self._reader.lines(frames[first[i]]) if has_strokes(grey[first[i]]) else []
+            return read[first[i]]
+
+        looks = _at_least_every(times, _LOOK_S)
+        for before, after in itertools.pairwise(looks):
+            if look(before) or look(after):
+                for i in range(before + 1, after):
+                    look(i)
+        look(looks[-1])
+        return [read.get(first[i], []) for i in range(len(frames))]
+
+
+def to_grey(frames: np.ndarray) -> np.ndarray:
+    """T H W of T H W 3."""
+    return np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
+
+
+def _repeats(grey: np.ndarray) -> list[int]:
+    """For each picture of T H W the first one that it repeats, or itself."""
+    first = [0]
+    for i in range(1, len(grey)):
+        first.append(first[-1] if same(grey[first[-1]], grey[i]) else i)
+    return first
+
+
+def _at_least_every(times: np.ndarray, step_s: float) -> list[int]:
+    """Indices of the first time, the last, and as few between as leave no gap above ``step_s`` where none need be."""
+    chosen = [0]
+    for i in range(1, len(times)):
+        if i == len(times) - 1 or times[i + 1] - times[chosen[-1]] > step_s + 1e-6:
+            chosen.append(i)
+    return chosen
 
 
 def covered(lines: list[Line], size: tuple[int, ...]) -> float:
@@ -92,6 +127,14 @@ def same(one: np.ndarray, other: np.ndarray) -> bool:
     size = max(1, one.shape[1] // 8), max(1, one.shape[0] // 8)
     spots = cv2.resize(cv2.absdiff(one, other), size, interpolation=cv2.INTER_AREA)
     return int(spots.max()) <= _SPOT
+
+
+def has_strokes(grey: np.ndarray) -> bool:
+    """Whether thin strokes, darker or lighter than what is around them, stand close together anywhere in H W."""
+    kernel = np.ones((9, 9), np.uint8)
+    light, dark = (cv2.morphologyEx(grey, kind, kernel) for kind in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT))
+    strokes = (cv2.max(light, dark) > _STROKE).astype(np.float32)
+    return float(cv2.boxFilter(strokes, -1, (16, 8)).max()) >= _CLOSE
 
 
 def _overlay_area(grey: np.ndarray, found: list[list[Line]]) -> float | None:
