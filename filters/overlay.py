@@ -17,7 +17,7 @@ from filters.reading import Line
 
 _ALIKE = 0.8  # similarity of strings, 0..1, from which they are one string read twice
 _SHARED = 0.5  # share of the shorter string that both have in one piece when a string is moving past an edge
-_EDGE = 0.35  # line heights that an edge of a box is off from frame to frame while the text stands still
+_EDGE = 0.35  # line heights by which a box is off from frame to frame while the text is the same
 _STANDS_PX = 1.0  # a shift of the letters up to this is none
 _CHANGED = 5.0  # mean difference in grey levels from which surroundings have changed; compression makes 1 to 3
 _EVERYWHERE = 0.4  # share of spots of the picture that change when the camera moves
@@ -66,7 +66,7 @@ def _overall(frames: np.ndarray, track: Track) -> float:
     Slow growth and drift are too small to be seen step by step.
     """
     (i, first), (k, last) = track.lines[0], track.lines[-1]
-    if len(track.lines) < 3 or not _alike(first.string, last.string) or _slid(first.string, last.string):
+    if len(track.lines) < 3 or not _alike(first, last) or _slid(first, last):
         return 0.0
     return _follow(_Step(frames[i], frames[k], first), [(0, last)])[1] * (len(track.lines) - 1)
 
@@ -119,21 +119,21 @@ class _Step:
 
 def _follow(step: _Step, lines: list[tuple[int, Line]]) -> tuple[int | None, float]:
     """The line that continues ``step.line`` among numbered ones, and what the step says: 1 laid over, -1 scene."""
-    string = step.line.string
+    line = step.line
     for k, other in lines:
-        if _same_place(step.line, other) and not _alike(string, other.string):
+        if _same_place(line, other) and not _alike(line, other):
             return k, 1.0  # a subtitle or a counter that changes where it stands
-        if _same_place(step.line, other) or (_alike(string, other.string) and _level(step.line, other)):
+        if _same_place(line, other) or (_alike(line, other) and _level(line, other)):
             if step.letters_stand():
                 return k, 1.0 if step.surroundings_changed() else 0.0
-            if _same_place(step.line, other):
-                return k, 1.0 if _slid(string, other.string) else -1.0  # a ticker; or it drifts
+            if _same_place(line, other):
+                return k, 1.0 if _slid(line, other) else -1.0  # a ticker; or it drifts
     for k, other in lines:
-        if _alike(string, other.string):
+        if _alike(line, other):
             return k, 1.0 if step.strip_stands(other) else -1.0
     for k, other in lines:
-        if _same_strip(step.line, other):
-            passing = _shared(string, other.string) >= _SHARED
+        if _same_strip(line, other):
+            passing = _shared(line, other) >= _SHARED
             return k, -1.0 if passing and not step.strip_stands(other) else 1.0
     return None, -0.5 if step.surroundings_changed() else 0.0
 
@@ -181,23 +181,24 @@ def _same_strip(one: Line, other: Line) -> bool:
     return _level(one, other) and common >= 0.5 * min(a[2] - a[0], b[2] - b[0])
 
 
-def _alike(one: str, other: str) -> bool:
-    if not one or not other:
-        return one == other
-    return difflib.SequenceMatcher(None, one, other, autojunk=False).ratio() >= _ALIKE
+def _alike(one: Line, other: Line) -> bool:
+    """Whether two lines say the same, as far as was read; of what could not be read the length has to do."""
+    if not one.string or not other.string:
+        return one.string == other.string and abs(one.width_px - other.width_px) <= _EDGE * one.height_px
+    return difflib.SequenceMatcher(None, one.string, other.string, autojunk=False).ratio() >= _ALIKE
 
 
-def _shared(one: str, other: str) -> float:
+def _shared(one: Line, other: Line) -> float:
     """Longest piece that both strings have, as a share of the shorter one."""
-    shorter = min(len(one), len(other))
-    return _common(one, other).size / shorter if shorter else 1.0
+    shorter = min(len(one.string), len(other.string))
+    return _common(one, other).size / shorter if shorter else 0.0
 
 
-def _slid(one: str, other: str) -> bool:
+def _slid(one: Line, other: Line) -> bool:
     """Whether one string is the other, moved on."""
     common = _common(one, other)
     return _shared(one, other) >= _SHARED and common.a != common.b
 
 
-def _common(one: str, other: str) -> difflib.Match:
-    return difflib.SequenceMatcher(None, one, other, autojunk=False).find_longest_match()
+def _common(one: Line, other: Line) -> difflib.Match:
+    return difflib.SequenceMatcher(None, one.string, other.string, autojunk=False).find_longest_match()

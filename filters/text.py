@@ -17,7 +17,7 @@ from filters.overlay import tracks
 from filters.reading import Line, Reader
 
 _SIDE_PX = 640  # as large as the contact sheet has them
-_LOOK_S = 1.0
+_LOOK_S = 1.1  # a second, and what frames lie off the time grid
 _STROKE = 25  # grey levels by which a stroke stands out
 _CLOSE = 0.5  # share of a spot of 16 x 8 pixels under strokes; real frames with text have 0.62 and more
 _SPOT = 6  # grey levels, mean over a spot of 8 x 8 pixels
@@ -32,7 +32,7 @@ class Text(Filter):
             mean over frames.
         overlay_text_area: the same for text that was laid over the picture (subtitles, tickers, logos, titles), apart
             from text of the scene. Unknown when there is text and nothing moves that could tell: a still picture, a
-            single frame. Then all or none of ``text_area`` may be laid over.
+            single frame. Beside text that was told, text that could not be told counts as text of the scene.
         text: the different strings that were read, in reading order, frame after frame.
 
     Lines are found and read by PP-OCR through rapidocr (https://github.com/RapidAI/RapidOCR), which brings models that

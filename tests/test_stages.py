@@ -67,10 +67,10 @@ def test_one_broken_clip_among_good_ones_costs_only_itself(name: str) -> None:
 
 
 def poison(stage: Stage, batch: pa.Table, row: int) -> pa.Table:
-    """Make one row's input unusable: null where the stage expects something."""
+    """Make one row's input unusable: a torn picture on the contact sheet, null where a stage expects something else."""
     column = stage.inputs[0]
     values = batch[column].to_pylist()
-    values[row] = None
+    values[row] = [{"t_s": 0.0, "jpeg": b"torn"}] if column == "frames" else None
     field = batch.schema.field(column)
     return batch.set_column(batch.schema.get_field_index(column), field, pa.array(values, field.type))
 

@@ -167,6 +167,11 @@ def test_text_that_changes_in_its_place_is_laid_over_though_nothing_else_moves()
     assert verdict([moving(0)] * 3, lines) == [1.0]
 
 
+def test_subtitles_in_a_script_that_was_not_read_are_laid_over() -> None:
+    lines = [box(100 - 15 * (i // 2), 98, 168 + 15 * (i // 2), 121, "") for i in range(6)]
+    assert verdict([moving(20 * i, over=100) for i in range(6)], lines) == [1.0]
+
+
 def test_nothing_is_told_where_nothing_moves() -> None:
     assert verdict([moving(0)] * 3, [box(100, 98, 168, 121)] * 3) == [0.0]
 
