@@ -6,6 +6,7 @@ Pictures are uint8 H W 3 RGB; corners are float32 4 2 (x, y) in pixels: top left
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -19,6 +20,7 @@ _ROOM = 0.2  # line heights that the recogniser, unlike a measure of area, wants
 # recogniser does not know every script: what it cannot read counts when the detector is sure and it is long for its
 # height. On 400 real frames without text that leaves three.
 _READ, _READ_SIGN, _LOOKS, _LONG = 0.65, 0.9, 0.85, 2.5
+_SAME_PX = 2.0  # by which corners are off when a line is found again where it was
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,13 +57,19 @@ class Reader:
         det = {"Det.limit_side_len": long_side_px, "Det.unclip_ratio": _TIGHT, "Det.use_dilation": False}
         self._models = RapidOCR(params={**shared, **det})
 
-    def lines(self, picture: np.ndarray) -> list[Line]:
-        """The lines of text in a picture, in reading order."""
+    def lines(self, picture: np.ndarray, known: Sequence[Line] = ()) -> list[Line]:
+        """The lines of text in a picture, in reading order.
+
+        Reading costs as much as finding, so lines that are ``known`` to look as they did before are not read again.
+        """
         bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
         found: Any = self._models(bgr, use_det=True, use_rec=False, use_cls=False)
         lines = []
         for box, looks in zip(found.boxes, found.scores, strict=True) if found.boxes is not None else ():
             corners = box.astype(np.float32)
+            if old := next((line for line in known if np.abs(line.corners - corners).max() <= _SAME_PX), None):
+                lines.append(Line(corners, old.string))
+                continue
             string, sure = self._read(bgr, corners)
             line = Line(corners, string if sure >= (_READ if len(string) > 1 else _READ_SIGN) else "")
             if line.string or (looks >= _LOOKS and line.width_px >= _LONG * line.height_px):

@@ -79,9 +79,12 @@ class Text(Filter):
         read: dict[int, list[Line]] = {}
 
         def look(i: int) -> list[Line]:
-            if first[i] not in read:
-                read[first[i]] = self._reader.lines(frames[first[i]]) if has_strokes(grey[first[i]]) else []
-            return read[first[i]]
+            i = first[i]
+            if i not in read:
+                before = max((k for k in read if k < i), default=i)
+                known = [line for line in read.get(before, []) if same(*_cut(line, grey[before], grey[i]))]
+                read[i] = self._reader.lines(frames[i], known) if has_strokes(grey[i]) else []
+            return read[i]
 
         looks = _at_least_every(times, _LOOK_S)
         for before, after in itertools.pairwise(looks):
@@ -103,6 +106,12 @@ def _repeats(grey: np.ndarray) -> list[int]:
     for i in range(1, len(grey)):
         first.append(first[-1] if same(grey[first[-1]], grey[i]) else i)
     return first
+
+
+def _cut(line: Line, *pictures: np.ndarray) -> list[np.ndarray]:
+    """The part of each picture H W in which the line stands."""
+    (left, top), (right, bottom) = line.corners.min(axis=0).astype(int), line.corners.max(axis=0).astype(int)
+    return [picture[top : bottom + 1, left : right + 1] for picture in pictures]
 
 
 def _at_least_every(times: np.ndarray, step_s: float) -> list[int]:

@@ -109,6 +109,20 @@ def test_text_shown_for_a_second_is_found_though_no_frame_between_two_empty_ones
         assert [i for i, lines in enumerate(found) if lines] == list(range(start, start + shown))
 
 
+def test_what_did_not_change_is_not_read_again_and_a_single_other_letter_is(stage: Text) -> None:
+    frames = np.stack([np.full((360, 640, 3), 60, np.uint8) for _ in range(3)])
+    for i, frame in enumerate(frames):
+        letter(frame, "Breaking news tonight", (60, 80), 30, "sans")
+        letter(frame, f"Chapter {i + 1}", (60, 180), 30, "sans")
+    reader, read = stage._reader, []
+    recognise = reader._read
+    reader._read = lambda *line: read.append(recognise(*line)) or read[-1]  # type: ignore[method-assign, func-returns-value]
+    measured = score(stage, frames)
+    del reader._read  # type: ignore[method-assign]
+    assert measured["text"] == ["Breaking news tonight", "Chapter 1", "Chapter 2", "Chapter 3"]
+    assert [string for string, _ in read].count("Breaking news tonight") == 1
+
+
 def test_letters_are_strokes_and_soft_shades_are_not() -> None:
     picture = cv2.GaussianBlur(scenery(np.random.default_rng(1), (640, 360)), (0, 0), 12)
     assert not has_strokes(to_grey(picture[None])[0])
