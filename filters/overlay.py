@@ -89,7 +89,7 @@ class _Step:
         return _change(self.before, self.after, ring) > _CHANGED or self._everything_changed()
 
     def _everything_changed(self) -> bool:
-        size = (self.before.shape[1] // _SPOT_PX, self.before.shape[0] // _SPOT_PX)
+        size = [max(1, side // _SPOT_PX) for side in self.before.shape[::-1]]
         spots = cv2.resize(cv2.absdiff(self.before, self.after), size, interpolation=cv2.INTER_AREA)
         return float(np.mean(spots > _CHANGED)) > _EVERYWHERE
 

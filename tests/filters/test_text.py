@@ -134,6 +134,12 @@ def box(x0: float, y0: float, x1: float, y1: float, string: str = "text") -> Lin
     return Line(np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], np.float32), string)
 
 
+@pytest.mark.parametrize("size", [(640, 6), (6, 640), (1, 1)])
+def test_a_picture_of_any_shape_can_be_looked_at(stage: Text, size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (3, size[1], size[0], 3), np.uint8)
+    assert score(stage, noise)["text_area"] is not None
+
+
 def test_where_boxes_lie_over_each_other_the_area_counts_once() -> None:
     assert covered([box(0, 0, 49, 49), box(0, 0, 49, 49), box(25, 0, 74, 49)], (100, 100)) == pytest.approx(0.375)
     assert covered([], (100, 100)) == 0.0
