@@ -130,7 +130,8 @@ def _follow(step: _Step, lines: list[tuple[int, Line]]) -> tuple[int | None, flo
                 return k, 1.0 if _slid(line, other) else -1.0  # a ticker; or it drifts
     for k, other in lines:
         if _alike(line, other):
-            return k, 1.0 if step.strip_stands(other) else -1.0
+            grown = line.string == other.string and abs(line.width_px - other.width_px) > _EDGE * line.height_px
+            return k, 1.0 if step.strip_stands(other) and not grown else -1.0
     for k, other in lines:
         if _same_strip(line, other):
             passing = _shared(line, other) >= _SHARED
