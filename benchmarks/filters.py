@@ -132,10 +132,10 @@ def reading(footage: list[Footage]) -> list[Row]:
         rows.append(
             {
                 "precheck": precheck,
-                "cpu_s_per_minute": round(spent_s / num_frames * 120, 2),  # contact sheets hold two frames a second
+                "cpu_s_per_min": round(spent_s / num_frames * 120, 2),  # contact sheets hold two frames a second
                 "frames": num_frames,
-                "frames_with_text": num_found,
-                "of_those_without_precheck": round(num_found / max(1, with_text), 4),
+                "with_text": num_found,
+                "recall": round(num_found / max(1, with_text), 4),  # of the frames in which reading all finds text
                 "words_read": round(num_read / num_words, 4) if num_words else None,
             }
         )
@@ -154,7 +154,7 @@ def main() -> None:
         for film in films:
             write_film(Path(folder) / film.name, film)
         paths = [Path(folder) / film.name for film in films]
-        costs = [{"filter": name, "cpu_s_per_minute": round(cost(load(name), paths), 3)} for name in FILTERS]
+        costs = [{"filter": name, "cpu_s_per_min": round(cost(load(name), paths), 3)} for name in FILTERS]
     results: dict[str, list[Row]] = {"cost": costs, "text, drawn": reading(list(drawn()))}
     if options.videos is not None:
         results["text, real"] = reading(list(real(Path(options.videos), Text())))
