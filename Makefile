@@ -32,6 +32,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.ranges
 	$(BIN)/python -m benchmarks.long_film
 	$(BIN)/python -m benchmarks.shots
+	$(BIN)/python -m benchmarks.filters
 
 clean:
 	rm -rf .venv build dist *.egg-info cutroom-demo cutroom-out

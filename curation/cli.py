@@ -92,9 +92,17 @@ def check(
     """Check pipelines and say what they measure and keep, without running anything."""
     from curation import report
     from curation.config import load_plan, pipeline_names
+    from curation.errors import MissingPackageError
 
-    names = [pipeline] if pipeline else list(pipeline_names(config))
-    report.say_plans([load_plan(name, config) for name in names], json=json)
+    plans, missing = [], {}
+    for name in [pipeline] if pipeline else pipeline_names(config):
+        try:
+            plans.append(load_plan(name, config))
+        except MissingPackageError as error:
+            if pipeline:
+                raise
+            missing[name] = str(error)  # the others are fine, and this one only needs an install
+    report.say_plans(plans, missing, json=json)
 
 
 @app.command()

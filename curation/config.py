@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -18,7 +18,7 @@ from annotated_types import Len
 from pydantic import TypeAdapter, ValidationError
 
 from captioning import CAPTIONERS
-from curation.errors import ConfigError, UsageError, nearest, one_line
+from curation.errors import ConfigError, MissingPackageError, UsageError, nearest, one_line
 from curation.plan import Plan, ShardSettings, Step, is_dense
 from curation.rules import Rule
 from curation.stage import Filter, Stage
@@ -62,6 +62,7 @@ def load_plan(pipeline: str, file: str | os.PathLike[str] | None = None) -> Plan
     Raises:
         UsageError: the file is missing or the pipeline unknown.
         ConfigError: a mistake inside the file, with file:line:column.
+        MissingPackageError: the pipeline is right, but a package that it needs is not installed.
     """
     document = Document(Path(file) if file is not None else default_file())
     if pipeline not in document.content:
@@ -137,7 +138,7 @@ class Document:
             value = value[key]
         return value
 
-    def error(self, path: tuple[Hashable, ...], message: str) -> ConfigError:
+    def error(self, path: tuple[Hashable, ...], message: str, kind: type[ConfigError] = ConfigError) -> ConfigError:
         """An error that points to the deepest place on ``path`` that exists in the file."""
         node, mark = self._root, self._root.start_mark if self._root else None
         for key in path:
@@ -152,7 +153,7 @@ class Document:
             else:
                 break
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        return ConfigError(message, file=str(self.file), line=line, column=column)
+        return kind(message, file=str(self.file), line=line, column=column)
 
     def validate(self, kind: type, path: tuple[Hashable, ...], value: Any = None) -> Any:
         """Make a ``kind`` (a dataclass) of the value at ``path``; unknown keys and wrong types are errors."""
@@ -217,6 +218,10 @@ def _stage_class(document: Document, path: tuple[Hashable, ...], name: str) -> t
     declared = ["name", "frames"] if issubclass(found, Filter) else ["name"]
     if missing := [attribute for attribute in declared if not hasattr(found, attribute)]:
         raise document.error(path, f"{name!r} does not declare {' and '.join(missing)}")
+    if absent := [package for package in found.packages if importlib.util.find_spec(package) is None]:
+        fix = f"pip install 'cutroom[{found.extra}]'"
+        why = f"stage {name!r} needs {' and '.join(absent)}, not installed here: {fix}"
+        raise document.error(path, why, MissingPackageError)
     return found
 
 

@@ -3,6 +3,7 @@
 CutroomError
 ├── UsageError       the request is wrong; said before work starts, exit status 2
 │   └── ConfigError  the mistake stands in a YAML file (file:line:column)
+│       └── MissingPackageError  a pipeline needs an optional package that is not installed
 ├── VideoError       a source file cannot be used; becomes a failed row, never stops a run
 ├── StageError       a stage broke its contract (a bug in the stage, not in the data)
 └── TableError       an output directory is damaged
@@ -27,6 +28,10 @@ class ConfigError(UsageError):
 
     def __init__(self, message: str, *, file: str, line: int, column: int) -> None:
         super().__init__(f"{file}:{line}:{column}: {message}")
+
+
+class MissingPackageError(ConfigError):
+    """A stage needs a package that is not installed. The message names the extra that brings it."""
 
 
 class VideoError(CutroomError, ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json as jsonlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -129,10 +130,11 @@ def say_stats(store: Store, *, json: bool = False) -> None:
     console.print(table)
 
 
-def say_plans(plans: list[Plan], *, json: bool = False) -> None:
-    """Print what each pipeline measures and keeps."""
+def say_plans(plans: list[Plan], missing: Mapping[str, str], *, json: bool = False) -> None:
+    """Print what each pipeline measures and keeps; ``missing`` says of others, by name, which package they lack."""
     if json:
-        print(jsonlib.dumps([plan.resolved() for plan in plans], indent=1))
+        lacking = [{"pipeline": name, "missing": why} for name, why in missing.items()]
+        print(jsonlib.dumps([plan.resolved() for plan in plans] + lacking, indent=1))
         return
     console = Console(highlight=False, soft_wrap=True)
     for plan in plans:
@@ -146,6 +148,8 @@ def say_plans(plans: list[Plan], *, json: bool = False) -> None:
             table.add_row(step.stage.name, runs, writes, escape(keeps))
         console.print(table)
         console.print()
+    for name, why in missing.items():
+        console.print(f"[bold]{escape(name)}: cannot run here[/]\n{escape(why)}")
 
 
 def say_problems(directory: Path, problems: list[str], *, json: bool = False) -> None:

@@ -45,6 +45,8 @@ class Stage:
     writes: ClassVar[pa.Schema] = pa.schema([])
     needs: ClassVar[Needs] = Needs()
     cached: ClassVar[bool] = True  # False: reads something besides its columns, so it runs again on every run
+    extra: ClassVar[str] = ""  # the extra of setup.cfg that brings the packages it imports,
+    packages: ClassVar[tuple[str, ...]] = ()  # by the names it imports them under; looked for before any work starts
 
     @property
     def inputs(self) -> tuple[str, ...]:

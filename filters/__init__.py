@@ -9,4 +9,5 @@ FILTERS: dict[str, str] = {
     "motion": "filters.motion:Motion",
     "noise": "filters.noise:Noise",
     "quality": "filters.quality:Quality",
+    "text": "filters.text:Text",
 }

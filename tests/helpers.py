@@ -74,6 +74,14 @@ def moving_frames(request: Frames, count: int = 16, seed: int = 0) -> tuple[np.n
     return np.ascontiguousarray(frames), np.arange(count) / (request.fps or 2.0)
 
 
+def sheet_cell(frames: np.ndarray, times: np.ndarray) -> list[dict[str, Any]]:
+    """A clip's contact sheet: frames T H W 3 (RGB) or T H W as JPEG."""
+    import cv2
+
+    bgr = [frame[..., ::-1] if frame.ndim == 3 else frame for frame in frames]
+    return [{"t_s": t, "jpeg": cv2.imencode(".jpg", f)[1].tobytes()} for t, f in zip(times, bgr, strict=True)]
+
+
 def batch_for(stage: Stage, count: int) -> pa.Table:
     """Clips with every column that ``stage`` reads, so that it can run."""
     table = clip_rows(count)
@@ -83,7 +91,8 @@ def batch_for(stage: Stage, count: int) -> pa.Table:
         if column == "video_path":
             table = table.append_column(column, pa.array([f"/nowhere/v{i}.mp4" for i in range(count)]))
         elif column == "frames":
-            table = table.append_column(column, pa.array([[] for _ in range(count)], SHEET))
+            sheets = [sheet_cell(*moving_frames(stage.frames, count=3, seed=i)) for i in range(count)]  # type: ignore[attr-defined]
+            table = table.append_column(column, pa.array(sheets, SHEET))
         elif column.startswith("frames_"):
             frames = stage.frames  # type: ignore[attr-defined]
             cells = [pack(*moving_frames(frames, seed=i)) for i in range(count)]

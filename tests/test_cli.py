@@ -141,6 +141,27 @@ def test_check_lists_every_pipeline_and_its_rules() -> None:
     assert "while decoding" in cutroom("check", "weight_free").stdout
 
 
+def test_a_pipeline_that_lacks_a_package_is_listed_with_the_command_that_brings_it(place: Path) -> None:
+    (place / "lacking.py").write_text(
+        "from curation.stage import Stage\n\nclass Lacking(Stage):\n"
+        "    name, extra, packages = 'lacking', 'text', ('no_such_package',)\n"
+    )
+    (place / "two.yaml").write_text("one:\n  stages: [decode]\ntwo:\n  stages: [decode, lacking:Lacking]\n")
+    says = (
+        "two.yaml:4:20: stage 'lacking:Lacking' needs no_such_package, not installed here: pip install 'cutroom[text]'"
+    )
+    listed = cutroom("check", "--config", "two.yaml", cwd=place)
+    assert listed.returncode == 0
+    assert "one: ok" in listed.stdout
+    assert says in listed.stdout
+    plans = json.loads(cutroom("check", "--config", "two.yaml", "--json", cwd=place).stdout)
+    assert plans[1] == {"pipeline": "two", "missing": says}
+    for words in (["check", "two"], ["run", "two", "--input", "footage"]):
+        done = cutroom(*words, "--config", "two.yaml", cwd=place)
+        assert done.returncode == 2
+        assert says in done.stderr
+
+
 def test_no_shards_stops_at_the_table_and_limit_takes_the_first(place: Path) -> None:
     words = [*RUN, "--engine", "local", "--no-shards", "--limit", "1", "--json"]
     summary = json.loads(cutroom(*words, cwd=place).stdout)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import configparser
 import importlib
 import inspect
 import pickle
+import re
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -64,10 +67,10 @@ def test_one_broken_clip_among_good_ones_costs_only_itself(name: str) -> None:
 
 
 def poison(stage: Stage, batch: pa.Table, row: int) -> pa.Table:
-    """Make one row's input unusable: null where the stage expects something."""
+    """Make one row's input unusable: a torn picture on the contact sheet, null where a stage expects something else."""
     column = stage.inputs[0]
     values = batch[column].to_pylist()
-    values[row] = None
+    values[row] = [{"t_s": 0.0, "jpeg": b"torn"}] if column == "frames" else None
     field = batch.schema.field(column)
     return batch.set_column(batch.schema.get_field_index(column), field, pa.array(values, field.type))
 
@@ -92,6 +95,19 @@ def test_a_stage_and_every_column_it_writes_are_documented(name: str) -> None:
     if isinstance(stage, Filter):
         for column in stage.writes.names:
             assert f"{column}:" in text, f"{column} is not explained in the docstring"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_packages_of_a_stage_come_with_its_extra_and_for_tests(name: str) -> None:
+    stage = load(name)
+    if not stage.packages:
+        return
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parent.parent / "setup.cfg")
+    extras = setup["options.extras_require"]
+    brought = {re.split(r"[^\w-]", line)[0] for line in extras[stage.extra].split()}
+    assert set(stage.packages) <= brought
+    assert f"cutroom[{stage.extra}]" in extras["dev"].split()
 
 
 class Doubler(Stage):

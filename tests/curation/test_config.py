@@ -73,6 +73,11 @@ HEAD = "p:\n  stages:\n    - decode\n"
         ),
         (HEAD + "    - motion\n    - tests.curation.test_config:WritesMotion\n", "5:7", "which 'motion' writes too"),
         (
+            HEAD + "    - tests.curation.test_config:NeedsMore\n",
+            "4:7",
+            "needs no_such_package, not installed here: pip install 'cutroom[text]'",
+        ),
+        (
             HEAD + "    - sidecar_captions\n    - tests.curation.test_config:DenseReadsCaption\n",
             "5:7",
             "while decoding",
@@ -158,6 +163,14 @@ class WritesMotion(Stage):
 
     name = "writes_motion"
     writes = pa.schema([("motion_score", pa.float32())])
+
+
+class NeedsMore(Stage):
+    """Asks for a package that nobody has."""
+
+    name = "needs_more"
+    extra = "text"
+    packages = ("no_such_package",)
 
 
 class DenseReadsCaption(Filter):
