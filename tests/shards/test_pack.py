@@ -9,15 +9,20 @@ import os
 import tarfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import av
+import numpy as np
+import pyarrow as pa
 import pytest
 
 import shards.pack
+from curation.frames import Frames
 from curation.reshard import shard_directory
 from curation.run import run
+from curation.stage import Filter
 from curation.table import Store
+from filters.quality import Quality
 from shards.encode import Cut, Cutter
 from shards.verify import verify
 from tests.shards.films import FILMS, Film
@@ -44,9 +49,28 @@ class Hostile(Cutter):
         return super().__call__(source, row)
 
 
-def go(folder: Path, shards_: str, output: Path) -> Any:
+@dataclasses.dataclass(kw_only=True)
+class Bars(Filter):
+    """Says that there is a bar above.
+
+    Writes:
+        letterbox: as told.
+    """
+
+    top: float = 0.25
+
+    name: ClassVar[str] = "bars"
+    frames: ClassVar[Frames] = Frames(fps=2, long_side_px=64)
+    writes: ClassVar[pa.Schema] = pa.schema([Quality.writes.field("letterbox")])
+
+    def score(self, frames: np.ndarray, times: np.ndarray) -> Any:
+        return {"letterbox": {"left": 0.0, "top": self.top, "right": 0.0, "bottom": 0.0}}
+
+
+def go(folder: Path, shards_: str, output: Path, *more: str) -> Any:
     config = folder.parent / "mine.yaml"
-    config.write_text(MINE.replace("SHARDS", shards_))
+    stages = "".join(f"}}, {{{stage}" for stage in more)
+    config.write_text(MINE.replace("SHARDS", shards_).replace("}]", f"{stages}}}]"))
     return run("mine", [str(folder)], output, config=str(config), engine="local")
 
 
@@ -132,6 +156,16 @@ def test_clips_are_reused_only_under_equal_settings(films: Path, tmp_path: Path)
     assert samples(tmp_path / "out") == before
     changed = go(films, "{audio: keep, max_samples: 3}", tmp_path / "out")
     assert set(changed.metrics) == {"clips_encoded"}
+
+
+def test_clips_whose_bars_changed_are_encoded_anew(films: Path, tmp_path: Path) -> None:
+    def heights(top: float) -> set[int]:
+        go(films, "{crop_bars: true}", tmp_path / "out", f"tests.shards.test_pack.Bars: {{top: {top}}}")
+        return {about["height"] for _, about in samples(tmp_path / "out").values()}
+
+    assert heights(0.25) == {48}
+    assert heights(0.5) == {32}
+    assert verify(Store(tmp_path / "out")) == []
 
 
 def test_sharding_again_in_place_keeps_everything(films: Path, tmp_path: Path) -> None:
