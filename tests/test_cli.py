@@ -114,8 +114,8 @@ def test_only_broken_files_end_with_status_1(place: Path) -> None:
 def test_stats_say_the_same_as_the_table(finished: Path) -> None:
     stats = json.loads(cutroom("stats", finished, "--json").stdout)
     assert stats["videos"] == {"in": 14, "done": 13, "failed": 1}
-    assert stats["clips"]["kept"] == stats["shards"]["samples"] == 18
-    assert stats["rejected_by"] == {"duration_s": 1, "still_share": 1, "border_area": 1}
+    assert stats["clips"]["kept"] == stats["shards"]["samples"] == 17
+    assert stats["rejected_by"] == {"duration_s": 1, "still_share": 1, "border_area": 1, "motion_p90": 1}
     assert stats["scores"]["still_share"]["max"] == 1.0
     assert stats["scores"]["motion_score"]["unknown"] == 1
     shown = cutroom("stats", finished)
@@ -176,5 +176,5 @@ def test_no_shards_stops_at_the_table_and_limit_takes_the_first(place: Path) -> 
 def test_the_demo_runs_from_footage_to_verified_shards(tmp_path: Path) -> None:
     done = cutroom("demo", "--output", tmp_path / "demo")
     assert done.returncode == 0, done.stderr
-    assert "18 samples" in done.stdout
+    assert "17 samples" in done.stdout
     assert cutroom("verify", tmp_path / "demo" / "out").returncode == 0

@@ -65,7 +65,7 @@ def test_the_tables_add_up(finished: Path) -> None:
     lost = duckdb.sql(f"SELECT video FROM {videos} WHERE error IS NOT NULL ORDER BY 1").fetchall()
     assert [Path(video).name for (video,) in lost] == ["broken_copy.mp4", "broken_noise.mp4"]
     reasons = dict(duckdb.sql(f"SELECT reason, count(*) FROM {clips} WHERE status = 'rejected' GROUP BY 1").fetchall())
-    assert reasons == {"duration_s": 1, "still_share": 1, "border_area": 1}
+    assert reasons == {"duration_s": 1, "still_share": 1, "border_area": 1, "motion_p90": 1}
 
 
 def test_clips_carry_the_captions_of_their_own_shot(clips: list[dict[str, Any]], truth: dict[str, Any]) -> None:
