@@ -45,9 +45,8 @@ def _boxes_end(file: BinaryIO, size: int) -> int | None:
         length = int.from_bytes(head[:4], "big")
         if length == 1:
             length = int.from_bytes(head[8:], "big")
-        if (
-            len(head) < 8 or length < 8 or not head[4:8].isascii()
-        ):  # the end, a box that goes on to the end, or nonsense
+        # The end, a box that goes on to the end, or nonsense.
+        if len(head) < 8 or length < 8 or not head[4:8].isascii():
             return None
         at += length
         if at > size:

@@ -22,6 +22,7 @@ _WINDOW = 8  # intervals between frames (a second)
 _SLOW_PX = 0.35  # a step below this is too short to measure: the flow is off by up to 0.03 px
 _FAST_PX = 2.0  # the flow of a step above this may have lost its way: it finds up to 7 px by itself
 _FAR_PX = 3.0  # a shift below this it finds by itself
+_PATCH_PX = 8  # of the flow, on pictures of half the size: a narrower picture has no room for one
 
 
 class _Step(NamedTuple):
@@ -55,7 +56,8 @@ class Motion(Filter):
             thing on a tenth of the picture that moves at 0.5 gives about 0.05. Unknown likewise.
 
     Frames are taken on a time grid and speeds divided by the true time between them, so the frame rate does not matter;
-    pictures are scaled to one size, so the resolution does not. Flow: DIS (Kroeger et al., ECCV 2016), OpenCV's.
+    pictures are scaled to one size, so the resolution does not. Pictures more than six times as wide as they are high,
+    or as high as wide, are not measured. Flow: DIS (Kroeger et al., ECCV 2016), OpenCV's.
     """
 
     name: ClassVar[str] = "motion"
@@ -74,7 +76,7 @@ class Motion(Filter):
     )
 
     def score(self, frames: np.ndarray, times: np.ndarray) -> dict[str, Any]:
-        if len(frames) < 2:
+        if len(frames) < 2 or min(frames.shape[1:]) < 2 * _PATCH_PX:
             return dict.fromkeys(self.writes.names)
         halves = np.stack([_halved(frame) for frame in frames])
         windows = list(_windows(halves))

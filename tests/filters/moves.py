@@ -11,9 +11,8 @@ import numpy as np
 
 from curation.painting import paint
 
-Rates = tuple[
-    float, float, float, float
-]  # of the picture: x, y (heights a second), zoom (1 / s), roll (rad / s, clockwise)
+# Of the picture: x, y (heights a second), zoom (1 / s), roll (rad / s, clockwise).
+Rates = tuple[float, float, float, float]
 GROUNDS = ("green meadow", "blue sky", "desert", "grey harbour", "faint", "shapes", "bricks", "horizon")
 _SIZE = 1280, 720
 

@@ -69,3 +69,14 @@ def test_a_small_moving_thing_before_a_still_background_is_not_still() -> None:
 def test_too_few_frames_are_unknown_not_zero(count: int) -> None:
     frames, times = panned(1.0, 24.0)
     assert set(Motion().score(frames[:count], times[:count]).values()) == {None}
+
+
+@pytest.mark.parametrize("shape", [(5, 96), (8, 96), (15, 96), (96, 15), (1, 1)])
+def test_a_strip_too_narrow_for_flow_is_unknown(shape: tuple[int, int]) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (17, *shape)).astype(np.uint8)
+    assert set(Motion().score(frames, np.arange(17) / 8).values()) == {None}
+
+
+def test_the_narrowest_strip_with_room_for_flow_is_measured() -> None:
+    frames, times = panned(3.0, 24.0)
+    assert Motion().score(frames[:, 20:36], times)["motion_score"] is not None

@@ -29,7 +29,7 @@ from tests.shards.films import FILMS, Film
 
 MINE = """
 mine:
-  stages: [{decode: {detector: none, max_clip_s: 1.0}}]
+  stages: [{decode: {detector: none, max_clip_s: 1.0}}STAGES]
   shards: SHARDS
 """
 
@@ -69,8 +69,7 @@ class Bars(Filter):
 
 def go(folder: Path, shards_: str, output: Path, *more: str) -> Any:
     config = folder.parent / "mine.yaml"
-    stages = "".join(f"}}, {{{stage}" for stage in more)
-    config.write_text(MINE.replace("SHARDS", shards_).replace("}]", f"{stages}}}]"))
+    config.write_text(MINE.replace("SHARDS", shards_).replace("STAGES", "".join(f", {{{stage}}}" for stage in more)))
     return run("mine", [str(folder)], output, config=str(config), engine="local")
 
 
