@@ -87,7 +87,7 @@ def steps_of(values: np.ndarray, labels: np.ndarray) -> list[float]:
 
 def fit(rows: list[Row]) -> tuple[float, Table]:
     """The limit, and for each measure where it steps and what it counts between."""
-    from sklearn.ensemble import HistGradientBoostingClassifier  # type: ignore[import-not-found]
+    from sklearn.ensemble import HistGradientBoostingClassifier
 
     labels, caution = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
     values = np.array([list(row[2].values()) for row in rows])

@@ -92,16 +92,16 @@ def check(
     """Check pipelines and say what they measure and keep, without running anything."""
     from curation import report
     from curation.config import load_plan, pipeline_names
-    from curation.errors import MissingPackageError
+    from curation.errors import MissingError
 
     plans, missing = [], {}
     for name in [pipeline] if pipeline else pipeline_names(config):
         try:
             plans.append(load_plan(name, config))
-        except MissingPackageError as error:
+        except MissingError as error:
             if pipeline:
                 raise
-            missing[name] = str(error)  # the others are fine, and this one only needs an install
+            missing[name] = str(error)  # the others are fine, and this one only needs an install or weights
     report.say_plans(plans, missing, json=json)
 
 

@@ -18,7 +18,8 @@ from annotated_types import Len
 from pydantic import TypeAdapter, ValidationError
 
 from captioning import CAPTIONERS
-from curation.errors import ConfigError, MissingPackageError, UsageError, nearest, one_line
+from curation.errors import ConfigError, MissingError, UsageError, nearest, one_line
+from curation.model_files import MissingWeightsError
 from curation.plan import Plan, ShardSettings, Step, is_dense
 from curation.rules import Rule
 from curation.stage import Filter, Stage
@@ -62,7 +63,7 @@ def load_plan(pipeline: str, file: str | os.PathLike[str] | None = None) -> Plan
     Raises:
         UsageError: the file is missing or the pipeline unknown.
         ConfigError: a mistake inside the file, with file:line:column.
-        MissingPackageError: the pipeline is right, but a package that it needs is not installed.
+        MissingError: the pipeline is right, but a package or weights that it needs are not on this machine.
     """
     document = Document(Path(file) if file is not None else default_file())
     if pipeline not in document.content:
@@ -70,6 +71,14 @@ def load_plan(pipeline: str, file: str | os.PathLike[str] | None = None) -> Plan
     spec: Spec = document.validate(Spec, (pipeline,))
     stages = [_stage(document, (pipeline, "stages", i)) for i in range(len(spec.stages))]
     _check_order(document, pipeline, stages)
+    for i, stage in enumerate(stages):
+        try:
+            stage.check()
+        except MissingWeightsError as error:
+            why = f"stage {stage.name!r}: {error}"
+            raise document.error((pipeline, "stages", i), why, MissingError) from error
+        except UsageError as error:
+            raise document.error((pipeline, "stages", i), f"stage {stage.name!r}: {error}") from error
     if wrong := misfit(spec.shards):
         setting, why = wrong
         raise document.error((pipeline, "shards", setting), f"{setting}: {why}")
@@ -221,7 +230,7 @@ def _stage_class(document: Document, path: tuple[Hashable, ...], name: str) -> t
     if absent := [package for package in found.packages if importlib.util.find_spec(package) is None]:
         fix = f"pip install 'cutroom[{found.extra}]'"
         why = f"stage {name!r} needs {' and '.join(absent)}, not installed here: {fix}"
-        raise document.error(path, why, MissingPackageError)
+        raise document.error(path, why, MissingError)
     return found
 
 

@@ -3,7 +3,7 @@
 CutroomError
 ├── UsageError       the request is wrong; said before work starts, exit status 2
 │   └── ConfigError  the mistake stands in a YAML file (file:line:column)
-│       └── MissingPackageError  a pipeline needs an optional package that is not installed
+│       └── MissingError  a pipeline needs a package or weights that are not on this machine
 ├── VideoError       a source file cannot be used; becomes a failed row, never stops a run
 ├── StageError       a stage broke its contract (a bug in the stage, not in the data)
 └── TableError       an output directory is damaged
@@ -30,8 +30,8 @@ class ConfigError(UsageError):
         super().__init__(f"{file}:{line}:{column}: {message}")
 
 
-class MissingPackageError(ConfigError):
-    """A stage needs a package that is not installed. The message names the extra that brings it."""
+class MissingError(ConfigError):
+    """A stage needs a package or weights that are not on this machine. The message says how to get them."""
 
 
 class VideoError(CutroomError, ValueError):

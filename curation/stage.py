@@ -53,6 +53,14 @@ class Stage:
         """All columns that ``process`` is given."""
         return self.reads
 
+    def check(self) -> None:
+        """Find out, before any work starts and without loading anything, whether ``setup`` can succeed.
+
+        Raises:
+            MissingWeightsError: of ``curation.model_files``; they must be had first.
+            UsageError: the arguments make no sense together.
+        """
+
     def setup(self) -> None:
         """Load models and the like, once per worker."""
 

@@ -1,0 +1,82 @@
+"""Where the weights of models come from: a path on this machine, or a repository on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from curation.errors import UsageError, nearest
+
+_ANSWER_S = 10.0  # for the hub to say whether it has a file
+
+
+class MissingWeightsError(UsageError):
+    """Weights are neither here nor to be had. The message says what was looked for, and how to get it."""
+
+
+def is_path(source: str) -> bool:
+    """Whether a source is a file or folder and not the name ``ORGANISATION/NAME`` of a repository on the hub."""
+    spelt_as_path = source.startswith((".", "~", os.sep)) or source.count("/") != 1
+    return spelt_as_path or Path(source).exists()
+
+
+def check_weights(source: str, files: Sequence[str]) -> None:
+    """Make sure that ``fetch_weights`` would succeed, without a download.
+
+    Args:
+        source: a path, or the id of a repository.
+        files: names in the folder or repository, of which each must be there.
+
+    Raises:
+        MissingWeightsError: it would not.
+    """
+    if is_path(source):
+        for name in files:
+            _local(source, name)
+        return
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    absent = [name for name in files if not isinstance(try_to_load_from_cache(source, name), str)]
+    if not absent:
+        return
+    try:
+        known = HfApi().model_info(source, timeout=_ANSWER_S).siblings or []
+    except Exception as error:  # offline, no such repository, not allowed: whatever it is, there are no weights
+        raise _unreachable(source, absent[0], error) from error
+    names = [file.rfilename for file in known]
+    for name in absent:
+        if name not in names:
+            raise MissingWeightsError(f"{source} on the Hugging Face hub has no {name!r}.{nearest(name, names)}")
+
+
+def fetch_weights(source: str, name: str) -> Path:
+    """The path of one file, downloaded first where it must be.
+
+    Raises:
+        MissingWeightsError: it is not there.
+    """
+    if is_path(source):
+        return _local(source, name)
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(source, name))
+    except Exception as error:  # as in check_weights
+        raise _unreachable(source, name, error) from error
+
+
+def _local(source: str, name: str) -> Path:
+    root = Path(source).expanduser()
+    path = root / name if root.is_dir() else root
+    if not path.exists():
+        raise MissingWeightsError(f"no weights at {path}; give the path of a file, or ORGANISATION/NAME on the hub")
+    return path
+
+
+def _unreachable(source: str, name: str, error: Exception) -> MissingWeightsError:
+    why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return MissingWeightsError(
+        f"the weights {source} ({name}) are not on this machine, and the Hugging Face hub gave: {why} "
+        f"Get them where there is a network, with `hf download {source}`, or give the path of a copy"
+    )
