@@ -34,7 +34,7 @@ class Decode(Stage):
     detector: DetectorName = "adaptive"
     threshold: float | None = None  # the detector's own; null is its default
     max_clip_s: Annotated[float, Gt(0)] | None = 10.0  # longer shots are divided into equal pieces; null: never
-    range_s: Annotated[float, Gt(0)] = 300.0  # films are worked on in ranges of this length; very long shots end there
+    grid_s: Annotated[float, Gt(0)] = 120.0  # very long shots are divided at multiples; ranges of films begin there
     exact: bool = False  # true: deblock frames too that no other frame needs; scores differ by 2% at most
     sheet_fps: Annotated[float, Gt(0)] = 2.0
     sheet_long_side_px: Annotated[int, Ge(16), Le(4096)] = 640
@@ -46,10 +46,8 @@ class Decode(Stage):
     memory_mb: Annotated[int, Ge(256)] = operational(2048)
     isolate: bool = operational(True)  # decode in a child process; false only for debugging
 
-    @property
-    def grid_s(self) -> float:
-        """Seconds between the points where very long shots are divided, and between ranges: room for two clips."""
-        return max(self.range_s, 2 * (self.max_clip_s or 0.0))
+    def __post_init__(self) -> None:
+        self.grid_s = max(self.grid_s, 2 * (self.max_clip_s or 0.0))  # room for two clips
 
     def process(self, clips: pa.Table) -> pa.Table:
         raise TypeError("decode works on videos; the run calls decode_video")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -30,7 +31,10 @@ from curation.sheets import open_sheets
 from curation.stage import Needs
 from curation.table import CLIPS, VIDEOS, Part, Store
 
+_CELLS = 2.5  # of the grid, in a range
+_LEAST_CELLS = 4  # of a film that is divided
 _LEAST_BYTES = 1 << 20  # of a range: the length is only a claim of the file, its size is not
+_END = "end"  # of the film
 _FOLDER = "ranges"
 _FACTS = b"cutroom.piece"
 
@@ -95,22 +99,29 @@ class RangeStore:
         return None if facts is None else Piece(clips=table.replace_schema_metadata(None), **facts)
 
 
-def range_parts(rows: Iterable[dict[str, Any]], range_s: float) -> list[Part]:
-    """One part for each range of each film that is long enough to be divided."""
+def range_parts(rows: Iterable[dict[str, Any]], grid_s: float) -> list[Part]:
+    """One part for each range of each film that is long enough to be divided.
+
+    Ranges are of nearly equal length, the longest first, and begin on the grid. Their number is even, because each
+    reads some seconds of its neighbours too: a few that two workers finish together cost less than many short ones.
+    """
     parts = []
     for row in rows:
-        most = (row["bytes"] or 0) // _LEAST_BYTES
-        count = min(most, math.floor((row["duration_s"] or 0.0) / range_s + 0.5))
-        if count >= 2:
+        cells = round((row["duration_s"] or 0.0) / grid_s)
+        count = min((row["bytes"] or 0) // _LEAST_BYTES, 2 * max(1, round(cells / (2 * _CELLS))))
+        if cells >= _LEAST_CELLS and count >= 2:
+            edges = [i * cells // count for i in range(count + 1)]
             table = pa.Table.from_pylist([row], schema=VIDEOS)
-            parts += [Part(f"{row['video_id']}-{i:05d}-{count:05d}", videos=table) for i in range(count)]
+            for first, end in sorted(itertools.pairwise(edges), key=lambda pair: (pair[0] - pair[1], pair)):
+                last = _END if end == cells else f"{end:05d}"
+                parts.append(Part(f"{row['video_id']}-{first:05d}-{last}-{count:05d}", videos=table))
     return parts
 
 
-def span(name: str, range_s: float) -> Range:
+def span(name: str, grid_s: float) -> Range:
     """The range with this name; the last one has no end, because the film may be longer than it says."""
-    _, index, count = name.split("-")
-    return Range(int(index) * range_s, (int(index) + 1) * range_s if int(index) + 1 < int(count) else math.inf)
+    _, first, end, _ = name.split("-")
+    return Range(int(first) * grid_s, math.inf if end == _END else int(end) * grid_s)
 
 
 def _count(name: str) -> int:
@@ -135,7 +146,7 @@ class DecodeRange:
     def setup(self) -> None:
         settings = self.plan.decode.stage
         assert isinstance(settings, Decode)
-        self._range_s = settings.grid_s
+        self._grid_s = settings.grid_s
         self._store = RangeStore(Store(self.output).root, self.plan)
         decoder = Decoder(self.plan.decode, self.plan.dense, self.plan.score_rejected)
         self._child = Isolated(decoder, stall_s=settings.stall_s, memory_bytes=settings.memory_mb << 20)
@@ -145,7 +156,7 @@ class DecodeRange:
         [row] = part.videos.to_pylist()
         if not self._store.path(part.id).exists() and not self._is_spoilt(row):
             self._store.write(part.id, self._decode(part.id, row))
-        start_s, end_s = span(part.id, self._range_s)
+        start_s, end_s = span(part.id, self._grid_s)
         row["duration_s"] = min(end_s, row["duration_s"]) - start_s  # what counts as progress
         return Part(part.id, videos=pa.Table.from_pylist([row], schema=VIDEOS))
 
@@ -156,7 +167,7 @@ class DecodeRange:
     def _decode(self, name: str, row: dict[str, Any]) -> Piece | None:
         path, sheets = os.path.join(self.base, row["video"]), self._store.sheets(name)
         try:
-            piece: Piece = self._child.call(path, row, span(name, self._range_s), str(sheets))
+            piece: Piece = self._child.call(path, row, span(name, self._grid_s), str(sheets))
             if not piece.losses:
                 return piece
         except CutroomError as error:

@@ -22,7 +22,7 @@ from curation.errors import CutroomError
 from curation.footage import Film, Shot, write_film
 from curation.isolate import Isolated
 from curation.plan import Plan
-from curation.ranges import DecodeRange, RangeStore, range_parts
+from curation.ranges import DecodeRange, RangeStore, range_parts, span
 from curation.run import run
 from curation.sheets import take_sheets
 from curation.table import Part, Store
@@ -31,7 +31,7 @@ from tests.helpers import contents
 PIPELINE = """\
 film:
   stages:
-    - decode: {max_clip_s: 3, range_s: 12}
+    - decode: {max_clip_s: 3, grid_s: 6}
     - motion
     - quality
   keep:
@@ -113,7 +113,7 @@ def test_a_run_divides_a_long_film_and_says_the_same_as_one_pass(film: Path, con
     metrics = run("film", [str(film)], tmp_path / "ranges", config=str(config), engine="local").metrics
     assert metrics["videos_decoded"] == 1
     assert not (tmp_path / "ranges" / "ranges").exists()
-    config.write_text(PIPELINE.replace("range_s: 12", "range_s: 12, isolate: false"))  # then it is one pass
+    config.write_text(PIPELINE.replace("grid_s: 6", "grid_s: 6, isolate: false"))  # then it is one pass
     run("film", [str(film)], tmp_path / "whole", config=str(config), engine="local")
     assert contents(tmp_path / "ranges") == contents(tmp_path / "whole")
 
@@ -153,8 +153,13 @@ def test_ranges_of_other_settings_are_not_used(film: Path, config: Path, tmp_pat
     row = {"video": str(film), "video_id": "0" * 24, "duration_s": 50.0, "bytes": film.stat().st_size}
     step = DecodeRange(plan, str(store.root), "/")
     RangeStore(store.root, plan).begin()
-    parts = range_parts([row], 12.0)
-    assert [part.id[-11:] for part in parts] == ["00000-00004", "00001-00004", "00002-00004", "00003-00004"]
+    parts = range_parts([row], 6.0)
+    assert [part.id[25:] for part in parts] == [
+        "00000-00002-00004",
+        "00002-00004-00004",
+        "00004-00006-00004",
+        "00006-end-00004",
+    ]
     list(LocalEngine()(parts[:1], [step]))
     assert len(decoded_ranges(store.root)) == 1
     assert RangeStore(store.root, plan).take(row, "m") is None  # one of four
@@ -172,7 +177,7 @@ def test_a_damaged_film_is_decoded_in_one_pass(film: Path, config: Path, tmp_pat
     data[middle.pos + 5 : middle.pos + 160] = bytes(155)
     damaged.write_bytes(data)
     run("film", [str(damaged)], tmp_path / "ranges", config=str(config), engine="local", shards=False)
-    config.write_text(PIPELINE.replace("range_s: 12", "range_s: 12, isolate: false"))
+    config.write_text(PIPELINE.replace("grid_s: 6", "grid_s: 6, isolate: false"))
     run("film", [str(damaged)], tmp_path / "whole", config=str(config), engine="local", shards=False)
     [video] = Store(tmp_path / "ranges").videos().to_pylist()
     assert video["status"] == "done"
@@ -182,12 +187,25 @@ def test_a_damaged_film_is_decoded_in_one_pass(film: Path, config: Path, tmp_pat
 
 def test_the_length_that_a_file_claims_buys_no_more_ranges_than_its_size() -> None:
     row = {"video": "x", "video_id": "2" * 24, "duration_s": 9e8, "bytes": 3 << 20}
-    assert len(range_parts([row], 300.0)) == 3
+    assert len(range_parts([row], 120.0)) == 3
+
+
+@pytest.mark.parametrize(
+    ("minutes", "expected"),
+    [(6, []), (7.5, [2, 2]), (12, [3, 3]), (20, [3, 3, 2, 2]), (36, [3, 3, 2, 2, 2, 2, 2, 2])],
+)
+def test_two_workers_finish_the_ranges_of_a_film_together(minutes: float, expected: list[int]) -> None:
+    row = {"video": "x", "video_id": "2" * 24, "duration_s": minutes * 60, "bytes": 1 << 30}
+    spans = [span(part.id, 120.0) for part in range_parts([row], 120.0)]
+    assert [round((min(high, minutes * 60) - low) / 120) for low, high in spans] == expected
+    edges = [edge for span in sorted(spans) for edge in span]
+    assert edges[1:-1:2] == edges[2::2]
+    assert not spans or (edges[0], edges[-1]) == (0.0, math.inf)
 
 
 def test_ranges_are_no_shorter_than_two_clips() -> None:
     assert Decode(max_clip_s=400.0).grid_s == 800.0
-    assert Decode(max_clip_s=None).grid_s == Decode().grid_s == 300.0
+    assert Decode(max_clip_s=None).grid_s == Decode().grid_s == 120.0
 
 
 def test_clips_of_a_film_that_moved_meanwhile_know_where_it_lies(film: Path, config: Path, tmp_path: Path) -> None:
@@ -195,7 +213,7 @@ def test_clips_of_a_film_that_moved_meanwhile_know_where_it_lies(film: Path, con
     row = {"video": str(film), "video_id": "3" * 24, "duration_s": 50.0, "bytes": film.stat().st_size}
     ranges = RangeStore(store.root, plan)
     ranges.begin()
-    list(LocalEngine()(range_parts([row], 12.0), [DecodeRange(plan, str(store.root), "/")]))
+    list(LocalEngine()(range_parts([row], 6.0), [DecodeRange(plan, str(store.root), "/")]))
     taken = ranges.take({**row, "video": "elsewhere.mp4"}, "m")
     assert taken is not None
     assert set(taken.clips["video"].to_pylist()) == {"elsewhere.mp4"}
@@ -214,7 +232,7 @@ def test_what_goes_wrong_in_a_range_is_left_to_one_pass(
     row = {"video": str(film), "video_id": "4" * 24, "duration_s": 50.0, "bytes": film.stat().st_size}
     ranges = RangeStore(store.root, plan)
     ranges.begin()
-    list(LocalEngine()(range_parts([row], 12.0), [DecodeRange(plan, str(store.root), "/")]))
+    list(LocalEngine()(range_parts([row], 6.0), [DecodeRange(plan, str(store.root), "/")]))
     assert ranges.take(row, "m") is None
 
 
@@ -223,7 +241,7 @@ def test_a_range_part_says_how_much_footage_it_is(film: Path, config: Path, tmp_
     step = DecodeRange(plan, str(store.root), "/")
     RangeStore(store.root, plan).begin()
     row = {"video": os.fspath(film), "video_id": "1" * 24, "duration_s": 50.0, "bytes": film.stat().st_size}
-    parts = range_parts([row], 12.0)
+    parts = range_parts([row], 6.0)
     done: list[Part] = list(LocalEngine()(parts[-1:], [step]))
     assert done[0].videos["duration_s"].to_pylist() == [14.0]
     assert isinstance(done[0].clips, pa.Table)
