@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from curation.likeness import Look, same_structure
+from curation.likeness import Look, same_structure, spread
 
 LONGEST = 60  # looks on one side
 _LONGEST_S = 2.2
@@ -22,6 +22,8 @@ _STEEPEST = 0.6  # share of the way that one step may take
 _FULL = 0.95  # share of its contrast from which a picture counts as unmixed
 _RISE = 0.012  # of contrast, from one look to the next, while the fade goes on
 _SAME, _ROUGHLY_SAME, _SHADED_SAME = 0.5, 0.35, 0.28  # correlation of structure
+_FADED, _MOSTLY = 8, 0.3  # grey levels; share of the picture
+_LIT = 40  # grey levels; no fade is that quick
 _NOTHING = 0.25  # contrast
 _HALFWAY = 0.4  # share of contrast
 _SHADE = 0.13  # share of contrast from which a dark picture may be one in the shade
@@ -57,10 +59,19 @@ def fade_at(looks: Sequence[Look], contrast: np.ndarray, first: int, last: int) 
     if before >= 0 and after < len(looks) and same_structure(looks[before], looks[after]) > _SAME:
         return None  # a flash, or the light went out
     for full, lit in ((before, gone), (after, coming)):
-        dim = 0 <= full < len(looks) and contrast[lit] > _SHADE * contrast[full]
+        dim = 0 <= full < len(looks) and _rest(looks[full], looks[lit]) > _SHADE * contrast[full]
         if dim and same_structure(looks[full], looks[lit]) > _SHADED_SAME:
             return None  # a shadow
     return Fade(coming if out is None else out, gone if back is None else back)
+
+
+def _rest(full: Look, blank: Look) -> float:
+    """Contrast of a nearly blank picture without what does not fade: bars, and a logo with its blurred edges."""
+    faded, whole = blank.luma[np.abs(full.luma - blank.luma) > _FADED], spread(blank.luma)
+    if faded.size < _MOSTLY * blank.luma.size:
+        return whole
+    low, high = np.percentile(faded, (10, 90))
+    return min(whole, float(high - low) / 2.56)  # standard deviations between these
 
 
 def _only_fades(looks: Sequence[Look], contrast: np.ndarray, blank: int, full: int | None) -> bool:
@@ -84,8 +95,12 @@ def _climb(looks: Sequence[Look], contrast: np.ndarray, i: int, step: int) -> in
             best, missed = j, 0
         else:
             missed += 1
-    way = contrast[np.arange(i, best + step, step)]
+    positions = np.arange(i, best + step, step)
+    way = contrast[positions]
     if len(way) <= _SHORTEST or np.diff(way).max() > _STEEPEST * (way[-1] - way[0]):
         return None
+    light = np.array([looks[k].grey.mean() for k in positions])
+    if np.abs(np.diff(light)).max() > max(_LIT, _STEEPEST * abs(light[-1] - light[0])):
+        return None  # a cut to a picture whose contrast rises later
     full = int(np.argmax(way >= way[0] + _FULL * (way[-1] - way[0])))
     return None if full < _SHORTEST else i + step * full

@@ -12,6 +12,7 @@ import numpy as np
 
 SIZE = (64, 36)  # width, height
 _DARK, _BRIGHT = 3, 250  # beyond these there is no structure left to compare
+_BAR = 10  # grey levels by which the rows and columns of a bar differ at most
 _TILE = (16, 9)
 _TILE_IS_SAME = 0.75
 _ROOTS = (np.sqrt(np.arange(256) / 255.0) * 255).astype(np.uint8)  # spreads the colours of dark scenes
@@ -94,6 +95,32 @@ def shrink(picture: np.ndarray) -> np.ndarray:
 def spread(values: np.ndarray) -> float:
     """Standard deviation, H W."""
     return float(cv2.meanStdDev(values)[1][0, 0])
+
+
+def contrasts(pictures: np.ndarray) -> np.ndarray:
+    """Contrast of each grey picture of N H W, N 2: its standard deviation, and one that bars and logos hardly touch.
+
+    The second is the mean deviation within the bars, times what makes both equal in a picture of normal noise.
+    """
+    levels = pictures.astype(np.int16)
+    insides = zip(*(_bar(levels, axis, end) for axis in (1, 2) for end in (0, -1)), strict=True)
+    both = np.zeros((len(pictures), 2))
+    for i, (top, bottom, left, right) in enumerate(insides):
+        inside = pictures[i, top or None : -bottom or None, left or None : -right or None]
+        # Black with a logo on it looks as if it had bars up to the logo.
+        both[i] = spread(pictures[i]), min(_deviation(pictures[i]), _deviation(inside))
+    return both
+
+
+def _deviation(picture: np.ndarray) -> float:
+    return 1.25 * float(np.abs(picture - picture.mean(dtype=np.float32)).mean()) if picture.size else np.inf
+
+
+def _bar(levels: np.ndarray, axis: int, end: int) -> list[int]:
+    """How many rows (1) or columns (2) of each of N H W are of one level, counted from the first (0) or last (-1)."""
+    plain = (np.abs(levels - levels[:, end, end, None, None]) <= _BAR).all(axis=3 - axis)
+    depth = np.argmin(plain[:, ::-1] if end else plain, axis=1)  # of a plain picture: 0, nothing is left out
+    return (depth + (depth > 0)).tolist()  # the next one may be partly of the bar
 
 
 def colour_distance(a: Look, b: Look) -> float:

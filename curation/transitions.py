@@ -14,7 +14,7 @@ import numpy as np
 
 from curation import evidence, fades
 from curation.evidence import GRID, Window
-from curation.likeness import SIZE, Look, spread
+from curation.likeness import SIZE, Look, contrasts
 
 _LAGS = (1, 2, 3, 4, 5, 7, 10, 12, 14, 16, 19, 20, 25, 32, 40)  # over which change is measured, in looks
 _LENGTHS = (5, 7, 10, 14, 19, 25, 32, 40)  # of windows
@@ -35,7 +35,7 @@ class Transitions:
     def __init__(self) -> None:
         self._looks: list[Look] = []
         self._grids = np.zeros((0, GRID[0] * GRID[1] * 3), np.float32)
-        self._contrast = np.zeros(0)
+        self._contrast = np.zeros((0, 2))  # as `contrasts` has it
         self._changes = np.zeros((0, len(_LAGS)), np.float32)  # to the look a lag earlier; 0 where it is another shot's
         self._shots = np.zeros(0, np.int64)  # position of the first look of each look's shot; may be negative
         self._new_shots: list[bool] = []  # of the looks that are not measured yet
@@ -74,8 +74,7 @@ class Transitions:
         grey = cv2.cvtColor(pictures, cv2.COLOR_BGR2GRAY).reshape(count - known, SIZE[1], SIZE[0])
         for look, own in zip(self._looks[known:], grey, strict=True):
             look.grey = own
-        spreads = [spread(own) for own in grey]
-        self._contrast = np.concatenate([self._contrast, spreads])
+        self._contrast = np.concatenate([self._contrast, contrasts(grey)])
         shots = self._shots.tolist()
         for i, new in enumerate(self._new_shots, known):
             shots.append(i if new or not shots else shots[-1])
@@ -168,12 +167,14 @@ class Transitions:
         return self._looks[max(first - rim, begin)].frame + 1, self._looks[min(last + rim, end - 1)].frame
 
     def _find_fades(self, final: bool) -> None:
+        self._faded = min(self._fades_from(self._faded, contrast, final) for contrast in self._contrast.T)
+
+    def _fades_from(self, i: int, contrast: np.ndarray, final: bool) -> int:
+        """Find fades from the i-th look on by this contrast; return from where on it is still open."""
         end = len(self._looks) - (0 if final else 2 * fades.LONGEST)
-        i = self._faded
-        if end <= i or self._contrast[max(0, i - 1) : end + 1].min() > fades.LOW * self._contrast.max():
-            self._faded = max(i, end)
-            return
-        blank = fades.is_blank(self._looks, self._contrast)
+        if end <= i or contrast[max(0, i - 1) : end + 1].min() > fades.LOW * contrast.max():
+            return max(i, end)
+        blank = fades.is_blank(self._looks, contrast)
         while i < end:
             first = i
             while i < len(blank) and blank[i]:
@@ -184,10 +185,10 @@ class Transitions:
             if i + fades.LONGEST > len(blank) and not final:  # it is not known yet how it goes on
                 i = first
                 break
-            fade = fades.fade_at(self._looks, self._contrast, first, i - 1)
+            fade = fades.fade_at(self._looks, contrast, first, i - 1)
             if fade is not None:
                 self._spans.append((self._looks[fade.last].frame + 1, self._looks[fade.first].frame))
-        self._faded = i
+        return i
 
     def _shot_end(self, i: int) -> int:
         following = np.flatnonzero(self._shots[i + 1 :] > i)
