@@ -25,7 +25,7 @@ _AGAINST_HALF = 1.2  # times the change within half as long a time before and af
 _AGAINST_FULL = 1.1  # times the change within as long a time before and after it
 _NEAR = 2  # looks; of windows that end so near to each other, one is weighed
 _SPLINTER = 4  # frames between two transitions are part of them
-_RIM = 8  # a transition is taken to be longer than it looks by this part of its length on either side
+_RIM = 6  # a transition is taken to be longer than it looks by this part of its length on either side
 _STILL_MIXED = 0.5  # of the unexplained change within a transition; where it is less, the transition is over
 
 
@@ -163,7 +163,7 @@ class Transitions:
             first -= 1
         while last + 1 < min(end, window.last + beyond) and window.strange(last + 1) > after:
             last += 1
-        rim = 2 + (last - first) // _RIM
+        rim = 3 + (last - first) // _RIM
         return self._looks[max(first - rim, begin)].frame + 1, self._looks[min(last + rim, end - 1)].frame
 
     def _find_fades(self, final: bool) -> None:
