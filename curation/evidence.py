@@ -26,6 +26,7 @@ _RELIT = -3.3  # log of the share of change that another light leaves unexplaine
 _MOVING = 0.45  # share of change that motion leaves unexplained in pans and pushes; more in dissolves
 # What counts for pushes differs from what counts for dissolves, so each has its own limit and table.
 KINDS: dict[str, tuple[float, Table]] = {"moving": (MOVING_LIMIT, MOVING), "mixed": (MIXED_LIMIT, MIXED)}
+_OTHER_KIND = 0.6  # how much surer a mixture must be that is told by what counts for pushes
 _NEARBY = 8  # looks before and after that a window is compared with
 
 
@@ -170,7 +171,9 @@ def verdict(window: Window) -> float:
             scores[kind] += weights[bisect.bisect_left(steps, values[name])]
         if _is_out(name, values) or all(score + _MOST_LEFT[kind][name] <= 0 for kind, score in scores.items()):
             return -1.0
-    return scores[kind_of(values)]
+    if kind_of(values) == "moving":  # a fast pan looks like a mixture, too
+        return scores["moving"]
+    return max(scores["mixed"], scores["moving"] - _OTHER_KIND)
 
 
 def measured(window: Window) -> dict[str, float] | None:
