@@ -99,7 +99,7 @@ def _climb(looks: Sequence[Look], contrast: np.ndarray, i: int, step: int) -> in
     way = contrast[positions]
     if len(way) <= _SHORTEST or np.diff(way).max() > _STEEPEST * (way[-1] - way[0]):
         return None
-    light = np.array([looks[k].grey.mean() for k in positions])
+    light = np.array([looks[k].grey.mean() for k in positions.tolist()])
     if np.abs(np.diff(light)).max() > max(_LIT, _STEEPEST * abs(light[-1] - light[0])):
         return None  # a cut to a picture whose contrast rises later
     full = int(np.argmax(way >= way[0] + _FULL * (way[-1] - way[0])))
