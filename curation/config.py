@@ -73,7 +73,7 @@ def load_plan(pipeline: str, file: str | os.PathLike[str] | None = None) -> Plan
     _check_order(document, pipeline, stages)
     for i, stage in enumerate(stages):
         try:
-            stage.check()
+            stage.check(stages)
         except MissingWeightsError as error:
             why = f"stage {stage.name!r}: {error}"
             raise document.error((pipeline, "stages", i), why, MissingError) from error

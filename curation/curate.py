@@ -24,7 +24,7 @@ from curation.ranges import RangeStore
 from curation.rules import judge
 from curation.sheets import take_sheets
 from curation.stage import Needs, run_stage
-from curation.table import CLIPS, VIDEOS, Part, Store, conform, extend, failed_stage
+from curation.table import APART, CLIPS, VIDEOS, Part, Store, conform, extend, failed_stage
 
 
 @dataclasses.dataclass
@@ -100,13 +100,26 @@ class Curate:
             part.clips = schema.empty_table()
             return part
         names = dict(zip(part.videos["video_id"].to_pylist(), part.videos["video"].to_pylist(), strict=True))
-        stored = conform(self._store.read("clips", part.id), schema).to_pylist()
+        stored = self._with_apart(part.id, self._store.read("clips", part.id)).to_pylist()
         clips = [self._reset(clip, names[clip["video_id"]]) for clip in stored if clip["video_id"] in names]
         if len(clips) < len(stored):
             self._load_sheets(part)
             part.add("sheets_changed", 1)
         part.clips = pa.Table.from_pylist(clips, schema=schema)
         return part
+
+    def _with_apart(self, part_id: str, clips: pa.Table) -> pa.Table:
+        """Stored clips in the schema of the plan; where what was kept apart is gone, it counts as never measured."""
+        schema = self.plan.clip_schema
+        clips = self._store.with_apart(part_id, clips, schema)
+        gone = {step.stage.name for step in self.plan.steps for column in step.stage.writes.names if column in APART}
+        if gone and not set(APART) & set(clips.column_names):
+            measured = [
+                [m for m in marks if m.partition("@")[0] not in gone] for marks in clips["measured"].to_pylist()
+            ]
+            field = CLIPS.field("measured")
+            clips = clips.set_column(clips.schema.get_field_index("measured"), field, pa.array(measured, field.type))
+        return conform(clips, schema)
 
     def _reset(self, clip: dict[str, Any], video: str) -> dict[str, Any]:
         """A stored row as this run starts from it: only marks of this plan count, and rules are judged afresh.

@@ -24,7 +24,7 @@ from curation.plan import Plan, ShardSettings
 from curation.progress import Progress
 from curation.ranges import DecodeRange, RangeStore, range_parts
 from curation.summary import Summary, summarise
-from curation.table import FRAMES, NOT_DECODED, VIDEOS, Part, Store
+from curation.table import FRAMES, NOT_DECODED, VIDEOS, Part, Store, without_apart
 from shards.write import ShardSet
 
 _MAX_THREADS = 8
@@ -116,7 +116,7 @@ def curate(
             row.update(status=original["status"], error=why)
     # Its clips and frames have no rows; they are there so that the tables can be read even if no video is any good.
     store.write("frames", NOT_DECODED, FRAMES.empty_table())
-    store.write("clips", NOT_DECODED, plan.clip_schema.empty_table())
+    store.write("clips", NOT_DECODED, without_apart(plan.clip_schema.empty_table()))
     store.write("videos", NOT_DECODED, pa.Table.from_pylist(others, schema=VIDEOS))
     return metrics
 

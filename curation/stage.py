@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -53,8 +53,11 @@ class Stage:
         """All columns that ``process`` is given."""
         return self.reads
 
-    def check(self) -> None:
-        """Find out, before any work starts and without loading anything, whether ``setup`` can succeed.
+    def check(self, stages: Sequence[Stage] = ()) -> None:
+        """Find out, before any work starts and without loading anything large, whether the work can be done.
+
+        Args:
+            stages: all of the pipeline, this one too.
 
         Raises:
             MissingWeightsError: of ``curation.model_files``; they must be had first.

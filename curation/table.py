@@ -15,7 +15,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curation.errors import TableError
@@ -76,6 +78,8 @@ CAPTIONS = pa.schema(
 SHARDED = pa.schema([("shard", pa.string()), ("sample_key", pa.string())])
 FRAMES = pa.schema([("clip_id", pa.string()), ("t_s", pa.float64()), ("jpeg", pa.binary())])
 
+# Columns too large for the clip table, and the dataset in which each has a place of its own beside ``clip_id``.
+APART = {"embedding": "embeddings"}
 KINDS = ("videos", "clips", "frames")
 _ROW_GROUP = 2048  # so that contact sheets of a long film are never in memory as a whole
 NOT_DECODED = "not-decoded"  # the part of files that never reach the decoder: unreadable ones and copies of others
@@ -137,10 +141,11 @@ class Store:
         """Make the folders and remove what killed runs left behind."""
         for kind in KINDS:
             (self.root / kind).mkdir(parents=True, exist_ok=True)
+        for kind in (*KINDS, *APART.values()):
             for leftover in (self.root / kind).glob("*.tmp"):
                 leftover.unlink()
         committed = set(self.part_ids())
-        for kind in ("clips", "frames"):
+        for kind in ("clips", "frames", *APART.values()):
             for path in (self.root / kind).glob("*.parquet"):
                 if path.stem not in committed:
                     path.unlink()
@@ -152,14 +157,46 @@ class Store:
         """Write the tables of a part that changed, the videos last. ``sheets``: the contact sheets changed."""
         if sheets or not self.path("frames", part.id).exists():
             self.write("frames", part.id, part.frames)
-        for kind in ("clips", "videos"):
-            table = getattr(part, kind)
+        for column, kind in APART.items():
+            self._commit_apart(part, column, kind)
+        for kind, table in (("clips", without_apart(part.clips)), ("videos", part.videos)):
             if not self.path(kind, part.id).exists() or not self.read(kind, part.id).equals(table):
                 self.write(kind, part.id, table)
 
+    def _commit_apart(self, part: Part, column: str, kind: str) -> None:
+        """Write a column of vectors as lists of fixed size, without the clips that have none."""
+        known = part.clips.filter(part.clips[column].is_valid()) if column in part.clips.column_names else None
+        if known is None or not known.num_rows:
+            self.path(kind, part.id).unlink(missing_ok=True)
+            return
+        vectors = known[column].combine_chunks()
+        flat = pa.FixedSizeListArray.from_arrays(vectors.flatten(), len(vectors[0]))
+        table = pa.table({"clip_id": known["clip_id"], column: flat})
+        if not self.path(kind, part.id).exists() or not self.read(kind, part.id).equals(table):
+            (self.root / kind).mkdir(exist_ok=True)
+            self.write(kind, part.id, table)
+
+    def with_apart(self, part_id: str, clips: pa.Table, schema: pa.Schema) -> pa.Table:
+        """Clips of a part with those columns of ``schema`` that are kept apart."""
+        for column, kind in APART.items():
+            if column in schema.names and self.path(kind, part_id).exists():
+                stored = self.read(kind, part_id, ["clip_id", column])
+                place = pc.index_in(clips["clip_id"], stored["clip_id"])
+                vectors = stored[column].combine_chunks().cast(schema.field(column).type)
+                clips = clips.append_column(schema.field(column), vectors.take(place.combine_chunks()))
+        return clips
+
+    def vectors(self, column: str = "embedding") -> Iterator[tuple[list[str], np.ndarray]]:
+        """A column that is kept apart, part after part: clip_ids, and float32 N D. Clips without it are left out."""
+        for part_id in self.part_ids():
+            if self.path(APART[column], part_id).exists():
+                stored = self.read(APART[column], part_id, ["clip_id", column])
+                values = stored[column].combine_chunks()
+                yield stored["clip_id"].to_pylist(), values.flatten().to_numpy().reshape(len(values), -1)
+
     def remove(self, part_id: str) -> None:
         """Take a part back, the videos first, so that a crash leaves only leftovers."""
-        for kind in KINDS:
+        for kind in (*KINDS, *APART.values()):
             self.path(kind, part_id).unlink(missing_ok=True)
 
     def write(self, kind: str, part_id: str, table: pa.Table) -> None:
@@ -201,6 +238,11 @@ class Store:
         """The whole video table in memory, ordered by name."""
         tables = [table for _, table in self.parts("videos")]
         return pa.concat_tables(tables or [VIDEOS.empty_table()], promote_options="default").sort_by("video")
+
+
+def without_apart(clips: pa.Table) -> pa.Table:
+    """Clips as the clip table has them."""
+    return clips.select([name for name in clips.column_names if name not in APART])
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:

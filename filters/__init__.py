@@ -4,8 +4,11 @@ from __future__ import annotations
 
 # Stage name in pipelines.yaml -> where the class lives. Loaded on use, so that heavy imports stay out of start-up.
 FILTERS: dict[str, str] = {
+    "aesthetic": "filters.aesthetic:Aesthetic",
     "blockiness": "filters.blockiness:Blockiness",
     "colour": "filters.colour:Colour",
+    "embedding": "filters.embedding:Embedding",
+    "match": "filters.match:Match",
     "motion": "filters.motion:Motion",
     "noise": "filters.noise:Noise",
     "quality": "filters.quality:Quality",

@@ -1,0 +1,75 @@
+"""CLIP models by open_clip: where they come from, and loading them once per process.
+
+A model is the id of a repository on the Hugging Face hub or a folder on this machine, with an ``open_clip_config.json``
+and the weights beside it: what open_clip publishes and what its ``push_to_hf_hub`` writes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from typing import Any, NamedTuple
+
+from curation.errors import UsageError
+from curation.model_files import MissingWeightsError, check_weights, fetch_weights, is_path
+
+DEFAULT = "timm/vit_large_patch14_clip_224.openai"  # CLIP ViT-L/14 of Radford et al. 2021: what others' scores are by
+CONFIG = "open_clip_config.json"
+_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+class Clip(NamedTuple):
+    """A loaded model with what prepares its inputs."""
+
+    model: Any
+    transform: Any  # a PIL picture to 3 H W
+    tokenizer: Any
+    device: str
+
+
+def located(model: str) -> str:
+    """A path made absolute, because workers may start in other folders; the id of a repository as it is."""
+    return os.path.abspath(os.path.expanduser(model)) if is_path(model) else model
+
+
+def width(model: str) -> int:
+    """How many numbers the model's embeddings have.
+
+    Raises:
+        MissingWeightsError: the model is not there. UsageError: it is none of open_clip's.
+    """
+    path = fetch_weights(model, CONFIG)  # a few kilobytes
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["model_cfg"]["embed_dim"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UsageError(
+            f"{path} is no configuration of an open_clip model ({type(error).__name__}: {error})"
+        ) from error
+
+
+def check(model: str) -> None:
+    """Raise what ``load`` would for a model that is not there, without loading it."""
+    width(model)
+    try:
+        check_weights(model, _WEIGHTS[:1])
+    except MissingWeightsError:
+        check_weights(model, _WEIGHTS[1:])  # the older form
+
+
+@functools.cache
+def load(model: str, gpu: bool, threads: int) -> Clip:
+    """Load a model, once per process: in fp16 on the GPU, in fp32 on the CPU."""
+    from curation.torchvision import mend
+
+    mend()
+    import open_clip
+    import torch
+
+    torch.set_num_threads(threads)
+    name = f"local-dir:{model}" if is_path(model) else f"hf-hub:{model}"
+    device = "cuda" if gpu else "cpu"
+    loaded, transform = open_clip.create_model_from_pretrained(
+        name, device=device, precision="fp16" if gpu else "fp32", weights_only=True
+    )
+    return Clip(loaded.eval(), transform, open_clip.get_tokenizer(name), device)

@@ -1,0 +1,82 @@
+"""What a clip looks like, as a vector: the CLIP embedding of its contact sheet."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from annotated_types import Ge
+
+from curation.stage import Needs, Stage, operational
+from filters import clip
+
+
+@dataclasses.dataclass(kw_only=True)
+class Embedding(Stage):
+    """CLIP embeddings, computed once for all that reads them: aesthetics, match, duplicates, learned filters.
+
+    Writes:
+        embedding: mean over the frames of the contact sheet of the embeddings of length 1. It is not made to length 1
+            again: so its dot product with a text's embedding is the mean cosine over the frames, and a linear head
+            of it is the mean of the head over the frames. Kept in ``OUT/embeddings``, apart from the clip table.
+        embedding_model: what computed it.
+
+    Model: any of open_clip (https://github.com/mlfoundations/open_clip); frames are scaled and cropped to the middle as
+    it was trained with. The same frames in batches of another size differ by rounding.
+
+    Args:
+        model: a repository on the Hugging Face hub, or a folder, with ``open_clip_config.json``.
+        gpus: what a worker occupies of a GPU, such as 0.5; 0 computes on the CPU.
+        batch: frames that are computed together, across clips.
+        threads: CPU threads of a worker.
+    """
+
+    model: str = clip.DEFAULT
+    gpus: Annotated[float, Ge(0)] = operational(0.0)
+    batch: Annotated[int, Ge(1)] = operational(32)
+    threads: Annotated[int, Ge(1)] = operational(1)
+
+    name: ClassVar[str] = "embedding"
+    extra: ClassVar[str] = "models"
+    packages: ClassVar[tuple[str, ...]] = ("open_clip", "torch", "torchvision")
+    reads: ClassVar[tuple[str, ...]] = ("frames",)
+    writes: ClassVar[pa.Schema] = pa.schema([("embedding", pa.list_(pa.float32())), ("embedding_model", pa.string())])
+
+    def __post_init__(self) -> None:
+        self.model = clip.located(self.model)
+
+    @property
+    def needs(self) -> Needs:  # type: ignore[override]
+        return Needs(cpus=self.threads, gpus=self.gpus)
+
+    def check(self, stages: Sequence[Stage] = ()) -> None:
+        clip.check(self.model)
+
+    def process(self, clips: pa.Table) -> pa.Table:
+        sheets = [[cell["jpeg"] for cell in cells or []] for cells in clips["frames"].to_pylist()]
+        vectors = self._embed([jpeg for sheet in sheets for jpeg in sheet])
+        rows = []
+        for sheet in sheets:
+            own = list(itertools.islice(vectors, len(sheet)))
+            mean = np.mean(own, axis=0, dtype=np.float64).astype(np.float32) if own else None
+            rows.append({"embedding": mean, "embedding_model": self.model if own else None})
+        return pa.Table.from_pylist(rows, schema=self.writes)
+
+    def _embed(self, jpegs: Sequence[bytes]) -> Any:
+        """Embeddings of length 1, float32 D, one after the other."""
+        from PIL import Image
+
+        for start in range(0, len(jpegs), self.batch):
+            loaded = clip.load(self.model, self.gpus > 0, self.threads)  # only when there is something to do
+            import torch
+
+            pictures = [Image.open(io.BytesIO(jpeg)).convert("RGB") for jpeg in jpegs[start : start + self.batch]]
+            batch = torch.stack([loaded.transform(picture) for picture in pictures])
+            batch = batch.to(loaded.device, next(loaded.model.parameters()).dtype)
+            with torch.inference_mode():
+                yield from loaded.model.encode_image(batch, normalize=True).float().cpu().numpy()
