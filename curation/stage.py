@@ -39,6 +39,7 @@ class Stage:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
 
+    # Of the class; a property where it depends on the arguments. `check` is called before anyone asks for `writes`.
     name: ClassVar[str]
     version: ClassVar[int] = 1  # raise it when the same input would give another result
     reads: ClassVar[tuple[str, ...]] = ()
@@ -59,6 +60,13 @@ class Stage:
         Raises:
             MissingWeightsError: of ``curation.model_files``; they must be had first.
             UsageError: the arguments make no sense together.
+        """
+
+    def check_inputs(self, columns: pa.Schema) -> None:
+        """Find out, before any work starts, whether ``columns``, written by the stages before, can be worked with.
+
+        Raises:
+            UsageError: the columns have the right names, but are not what this stage needs.
         """
 
     def setup(self) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 # Stage name in pipelines.yaml -> where the class lives. Loaded on use, so that heavy imports stay out of start-up.
 FILTERS: dict[str, str] = {
     "blockiness": "filters.blockiness:Blockiness",
+    "classify": "filters.classify:Classify",
     "colour": "filters.colour:Colour",
+    "learned": "filters.learned:Learned",
     "motion": "filters.motion:Motion",
     "noise": "filters.noise:Noise",
     "quality": "filters.quality:Quality",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,33 @@ import pyarrow as pa
 from curation.frames import PACKED, SHEET, Frames, pack
 from curation.stage import Stage
 from curation.table import CLIPS, Store
+
+DIMENSION = 8  # of embeddings in tests
+
+
+@functools.cache
+def scratch() -> Path:
+    """A folder for things that are made once and used by many tests; it goes when the tests end."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+def _classify() -> dict[str, Any]:
+    from tests.filters.tiny import vit
+
+    return {"model": str(vit(scratch() / "classifier")), "columns": {"watermark_score": "watermark"}}
+
+
+def _learned() -> dict[str, Any]:
+    from tests.filters.tiny import learned_filter
+
+    learned_filter("lecture", DIMENSION).save(scratch() / "lecture.json")
+    return {"model": str(scratch() / "lecture.json")}
+
+
+# Stage -> what makes arguments for it, where it cannot do without: models small enough to be made here.
+EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {"classify": _classify, "learned": _learned}
 
 
 def contents(output: Path) -> dict[str, Any]:
@@ -97,6 +127,9 @@ def batch_for(stage: Stage, count: int) -> pa.Table:
             frames = stage.frames  # type: ignore[attr-defined]
             cells = [pack(*moving_frames(frames, seed=i)) for i in range(count)]
             table = table.append_column(column, pa.array(cells, PACKED))
+        elif column == "embedding":
+            vectors = np.random.default_rng(0).normal(size=(count, DIMENSION))
+            table = table.append_column(column, pa.array(vectors.tolist(), pa.list_(pa.float32())))
         else:
             raise AssertionError(f"tests do not know how to make column {column!r}; teach batch_for")
     return table
