@@ -68,7 +68,7 @@ def expected(folder: Path, cell: list[dict[str, Any]]) -> np.ndarray:
     import torch
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")  # type: ignore[no-untyped-call]
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     network = AutoModelForImageClassification.from_pretrained(folder).eval()
     rows = []
     for frame in cell:
