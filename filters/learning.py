@@ -60,9 +60,12 @@ def train(
     _check_request(precision)
     found = load_labelled(labels, run, name)
     _check_enough(found, labels)
-    probabilities, num_folds = _cross_validate(found)
-    strength = _choose_strength(found.embeddings, found.truth, found.videos, num_folds)
-    scaler, regression = _fit(found.embeddings, found.truth, strength)
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
+
+    with threadpool_limits(1):  # many small fits: threads that wait for each other make them thirty times slower
+        probabilities, num_folds = _cross_validate(found)
+        strength = _choose_strength(found.embeddings, found.truth, found.videos, _INNER_FOLDS)
+        scaler, regression = _fit(found.embeddings, found.truth, strength)
     coefficients = regression.coef_[0] / scaler.scale_
     return LearnedFilter(
         name=found.name,
