@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from curation.errors import CutroomError, UsageError
+from curation.filter_cli import app as filter_app
 
 app = typer.Typer(
     name="cutroom",
@@ -21,6 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(filter_app, name="filter")
 
 
 class EngineChoice(str, enum.Enum):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
 import sys
 import sysconfig
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -70,15 +71,9 @@ def load_plan(pipeline: str, file: str | os.PathLike[str] | None = None) -> Plan
         raise UsageError(f"no pipeline {pipeline!r} in {document.file}.{nearest(pipeline, document.content)}")
     spec: Spec = document.validate(Spec, (pipeline,))
     stages = [_stage(document, (pipeline, "stages", i)) for i in range(len(spec.stages))]
+    for i, stage in enumerate(stages):  # first, because what a stage writes may depend on files
+        _ask(document, (pipeline, "stages", i), stage, stage.check)
     _check_order(document, pipeline, stages)
-    for i, stage in enumerate(stages):
-        try:
-            stage.check(stages)
-        except MissingWeightsError as error:
-            why = f"stage {stage.name!r}: {error}"
-            raise document.error((pipeline, "stages", i), why, MissingError) from error
-        except UsageError as error:
-            raise document.error((pipeline, "stages", i), f"stage {stage.name!r}: {error}") from error
     if wrong := misfit(spec.shards):
         setting, why = wrong
         raise document.error((pipeline, "shards", setting), f"{setting}: {why}")
@@ -234,6 +229,15 @@ def _stage_class(document: Document, path: tuple[Hashable, ...], name: str) -> t
     return found
 
 
+def _ask(document: Document, path: tuple[Hashable, ...], stage: Stage, check: Callable[[], None]) -> None:
+    """Call one of a stage's own checks; what it raises gets its place in the file."""
+    try:
+        check()
+    except UsageError as error:
+        kind = MissingError if isinstance(error, MissingWeightsError) else ConfigError
+        raise document.error(path, f"stage {stage.name!r}: {error}", kind) from error
+
+
 def _check_order(document: Document, pipeline: str, stages: list[Stage]) -> None:
     """Every stage must find the columns it reads, and every column and name must be unique."""
     path = (pipeline, "stages")
@@ -254,6 +258,8 @@ def _check_order(document: Document, pipeline: str, stages: list[Stage]) -> None
             else:
                 hint = f"which no stage writes.{nearest(column, set(writers) | set(all_writes))}"
             raise document.error((*path, i), f"stage {stage.name!r} reads {column!r}, {hint}")
+        before = extend(*(earlier.writes for earlier in stages[:i]))
+        _ask(document, (*path, i), stage, functools.partial(stage.check_inputs, before))
         for column in stage.writes.names if i else ():
             if writers.get(column):
                 raise document.error(

@@ -109,15 +109,13 @@ class Curate:
         return part
 
     def _with_apart(self, part_id: str, clips: pa.Table) -> pa.Table:
-        """Stored clips in the schema of the plan; where what was kept apart is gone, it counts as never measured."""
+        """Stored clips in the schema of the plan; what was kept apart and is gone counts as never measured."""
         schema = self.plan.clip_schema
         clips = self._store.with_apart(part_id, clips, schema)
-        gone = {step.stage.name for step in self.plan.steps for column in step.stage.writes.names if column in APART}
-        if gone and not set(APART) & set(clips.column_names):
-            measured = [
-                [m for m in marks if m.partition("@")[0] not in gone] for marks in clips["measured"].to_pylist()
-            ]
-            field = CLIPS.field("measured")
+        gone = (set(APART) & set(schema.names)) - set(clips.column_names)
+        if lost := {step.stage.name for step in self.plan.steps if gone & set(step.stage.writes.names)}:
+            field, old = CLIPS.field("measured"), clips["measured"].to_pylist()
+            measured = [[mark for mark in marks if mark.partition("@")[0] not in lost] for marks in old]
             clips = clips.set_column(clips.schema.get_field_index("measured"), field, pa.array(measured, field.type))
         return conform(clips, schema)
 

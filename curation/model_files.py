@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,3 +82,22 @@ def _unreachable(source: str, name: str, error: Exception) -> MissingWeightsErro
         f"the weights {source} ({name}) are not on this machine, and the Hugging Face hub gave: {why} "
         f"Get them where there is a network, with `hf download {source}`, or give the path of a copy"
     )
+
+
+def content_digest(files: Sequence[Path]) -> str:
+    """Name what is in files, so that a resume key can depend on it and not on where they lie."""
+    whole = hashlib.blake2b(digest_size=8)
+    for file in files:
+        stat = file.stat()
+        whole.update(_digest(file, stat.st_size, stat.st_mtime_ns))
+    return whole.hexdigest()
+
+
+@functools.lru_cache(maxsize=256)
+def _digest(file: Path, size: int, mtime_ns: int) -> bytes:
+    """Of one file; as long as size and time stay, it is read only once."""
+    content = hashlib.blake2b(digest_size=16)
+    with open(file, "rb") as stream:
+        while block := stream.read(1 << 20):
+            content.update(block)
+    return content.digest()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -39,6 +39,7 @@ class Stage:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
 
+    # Of the class; a property where it depends on the arguments. `check` is called before anyone asks for `writes`.
     name: ClassVar[str]
     version: ClassVar[int] = 1  # raise it when the same input would give another result
     reads: ClassVar[tuple[str, ...]] = ()
@@ -53,15 +54,19 @@ class Stage:
         """All columns that ``process`` is given."""
         return self.reads
 
-    def check(self, stages: Sequence[Stage] = ()) -> None:
-        """Find out, before any work starts and without loading anything large, whether the work can be done.
-
-        Args:
-            stages: all of the pipeline, this one too.
+    def check(self) -> None:
+        """Find out, before any work starts and without loading anything large, whether ``setup`` can succeed.
 
         Raises:
             MissingWeightsError: of ``curation.model_files``; they must be had first.
             UsageError: the arguments make no sense together.
+        """
+
+    def check_inputs(self, columns: pa.Schema) -> None:
+        """Find out, before any work starts, whether ``columns``, written by the stages before, can be worked with.
+
+        Raises:
+            UsageError: the columns have the right names, but are not what this stage needs.
         """
 
     def setup(self) -> None:

@@ -164,26 +164,25 @@ class Store:
                 self.write(kind, part.id, table)
 
     def _commit_apart(self, part: Part, column: str, kind: str) -> None:
-        """Write a column of vectors as lists of fixed size, without the clips that have none."""
-        known = part.clips.filter(part.clips[column].is_valid()) if column in part.clips.column_names else None
-        if known is None or not known.num_rows:
+        """Write a column of its own dataset, without the clips where it is unknown, or remove what was there."""
+        if column not in part.clips.column_names:
             self.path(kind, part.id).unlink(missing_ok=True)
             return
-        vectors = known[column].combine_chunks()
-        flat = pa.FixedSizeListArray.from_arrays(vectors.flatten(), len(vectors[0]))
-        table = pa.table({"clip_id": known["clip_id"], column: flat})
-        if not self.path(kind, part.id).exists() or not self.read(kind, part.id).equals(table):
+        table = part.clips.filter(part.clips[column].is_valid()).select(["clip_id", column])
+        table = table.replace_schema_metadata(table.schema.field(column).metadata)  # where readers look for it
+        if not self.path(kind, part.id).exists() or not self.read(kind, part.id, table.column_names).equals(table):
             (self.root / kind).mkdir(exist_ok=True)
             self.write(kind, part.id, table)
 
     def with_apart(self, part_id: str, clips: pa.Table, schema: pa.Schema) -> pa.Table:
-        """Clips of a part with those columns of ``schema`` that are kept apart."""
-        for column, kind in APART.items():
-            if column in schema.names and self.path(kind, part_id).exists():
-                stored = self.read(kind, part_id, ["clip_id", column])
-                place = pc.index_in(clips["clip_id"], stored["clip_id"])
-                vectors = stored[column].combine_chunks().cast(schema.field(column).type)
-                clips = clips.append_column(schema.field(column), vectors.take(place.combine_chunks()))
+        """Clips of a part with those columns of the schema that are kept apart, as far as they are there."""
+        for column in set(schema.names) & set(APART):
+            if not self.path(APART[column], part_id).exists():
+                continue
+            stored = self.read(APART[column], part_id, ["clip_id", column])
+            if stored.schema.field(column).type == schema.field(column).type:  # else it is of other settings
+                places = pc.index_in(clips["clip_id"], stored["clip_id"].combine_chunks())
+                clips = clips.append_column(column, stored[column].take(places))
         return clips
 
     def vectors(self, column: str = "embedding") -> Iterator[tuple[list[str], np.ndarray]]:

@@ -6,8 +6,10 @@ from __future__ import annotations
 FILTERS: dict[str, str] = {
     "aesthetic": "filters.aesthetic:Aesthetic",
     "blockiness": "filters.blockiness:Blockiness",
+    "classify": "filters.classify:Classify",
     "colour": "filters.colour:Colour",
     "embedding": "filters.embedding:Embedding",
+    "learned": "filters.learned:Learned",
     "match": "filters.match:Match",
     "motion": "filters.motion:Motion",
     "noise": "filters.noise:Noise",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from curation.errors import UsageError
-from curation.model_files import check_weights, fetch_weights, is_path
+from curation.model_files import check_weights, fetch_weights
 from curation.stage import Stage
-from filters.clip import located
+from filters.clip import encoder_of, located
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -40,37 +39,32 @@ class Aesthetic(Stage):
     name: ClassVar[str] = "aesthetic"
     extra: ClassVar[str] = "models"
     packages: ClassVar[tuple[str, ...]] = ("torch",)
-    reads: ClassVar[tuple[str, ...]] = ("embedding", "embedding_model")
+    reads: ClassVar[tuple[str, ...]] = ("embedding",)
     writes: ClassVar[pa.Schema] = pa.schema([("aesthetic_score", pa.float32()), ("aesthetic_model", pa.string())])
 
     def __post_init__(self) -> None:
-        self.head = located(self.head)
+        self.head, self._encoder = located(self.head), "an unknown encoder"
 
-    def check(self, stages: Sequence[Stage] = ()) -> None:
+    def check(self) -> None:
         check_weights(self.head, [self.file])
-        encoder = next((stage for stage in stages if stage.name == "embedding"), None)
-        if encoder is None or not is_path(self.head):
-            return  # not worth a download
-        from filters.clip import width
 
-        taken, given = len(self._load()[0]), width(encoder.settings()["model"])
-        if taken != given:
-            raise UsageError(f"the head {self.head} takes embeddings of {taken}, and `embedding` gives {given}")
+    def check_inputs(self, columns: pa.Schema) -> None:
+        self._encoder = encoder_of(columns) or self._encoder
+        kind = columns.field("embedding").type
+        if pa.types.is_fixed_size_list(kind) and (taken := len(self._load()[0])) != kind.list_size:
+            raise UsageError(f"the head {self.head} takes embeddings of {taken} numbers, these have {kind.list_size}")
 
     def setup(self) -> None:
-        self._weights: tuple[np.ndarray, float] | None = None
+        self._weights, self._bias = self._load()
 
     def process(self, clips: pa.Table) -> pa.Table:
         rows: list[dict[str, Any]] = []
-        for vector, model in zip(clips["embedding"], clips["embedding_model"].to_pylist(), strict=True):
-            if not vector.is_valid:
+        for vector in clips["embedding"]:
+            if vector.is_valid:
+                score = float(np.asarray(vector.values) @ self._weights + self._bias)
+                rows.append({"aesthetic_score": score, "aesthetic_model": f"{self.head} on {self._encoder}"})
+            else:
                 rows.append(dict.fromkeys(self.writes.names))
-                continue
-            if self._weights is None:
-                self._weights = self._load()
-            weights, bias = self._weights
-            score = float(vector.values.to_numpy() @ weights + bias)
-            rows.append({"aesthetic_score": score, "aesthetic_model": f"{self.head} on {model}"})
         return pa.Table.from_pylist(rows, schema=self.writes)
 
     def _load(self) -> tuple[np.ndarray, float]:
@@ -95,7 +89,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def as_one_layer(tensors: dict[str, np.ndarray]) -> tuple[np.ndarray, float]:
-    """Put linear layers (``...N.weight``, out x in, and ``...N.bias``, in the order of N) together to one with one output.
+    """Put linear layers (``...N.weight``, out x in, and ``...N.bias``, in the order of N) together to one.
 
     Raises:
         ValueError: the layers do not follow on each other, or do not end in one number. KeyError: a bias is missing.

@@ -11,7 +11,9 @@ import json
 import os
 from typing import Any, NamedTuple
 
-from curation.errors import UsageError
+import pyarrow as pa
+
+from curation.errors import UsageError, one_line
 from curation.model_files import MissingWeightsError, check_weights, fetch_weights, is_path
 
 DEFAULT = "timm/vit_large_patch14_clip_224.openai"  # CLIP ViT-L/14 of Radford et al. 2021: what others' scores are by
@@ -43,9 +45,7 @@ def width(model: str) -> int:
     try:
         return int(json.loads(path.read_text(encoding="utf-8"))["model_cfg"]["embed_dim"])
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UsageError(
-            f"{path} is no configuration of an open_clip model ({type(error).__name__}: {error})"
-        ) from error
+        raise UsageError(f"{path} is no configuration of an open_clip model: {one_line(error)}") from error
 
 
 def check(model: str) -> None:
@@ -55,6 +55,11 @@ def check(model: str) -> None:
         check_weights(model, _WEIGHTS[:1])
     except MissingWeightsError:
         check_weights(model, _WEIGHTS[1:])  # the older form
+
+
+def encoder_of(columns: pa.Schema) -> str | None:
+    """The model of the column ``embedding``, as far as its metadata say."""
+    return (columns.field("embedding").metadata or {}).get(b"encoder", b"").decode() or None
 
 
 @functools.cache

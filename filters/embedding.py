@@ -23,8 +23,8 @@ class Embedding(Stage):
     Writes:
         embedding: mean over the frames of the contact sheet of the embeddings of length 1. It is not made to length 1
             again: so its dot product with a text's embedding is the mean cosine over the frames, and a linear head
-            of it is the mean of the head over the frames. Kept in ``OUT/embeddings``, apart from the clip table.
-        embedding_model: what computed it.
+            of it is the mean of the head over the frames. Kept in ``OUT/embeddings``, apart from the clip table; the
+            metadata of the files name the ``encoder``.
 
     Model: any of open_clip (https://github.com/mlfoundations/open_clip); frames are scaled and cropped to the middle as
     it was trained with. The same frames in batches of another size differ by rounding.
@@ -45,16 +45,23 @@ class Embedding(Stage):
     extra: ClassVar[str] = "models"
     packages: ClassVar[tuple[str, ...]] = ("open_clip", "torch", "torchvision")
     reads: ClassVar[tuple[str, ...]] = ("frames",)
-    writes: ClassVar[pa.Schema] = pa.schema([("embedding", pa.list_(pa.float32())), ("embedding_model", pa.string())])
 
     def __post_init__(self) -> None:
         self.model = clip.located(self.model)
+        self._width: int | None = None
+
+    @property
+    def writes(self) -> pa.Schema:
+        if self._width is None:
+            self._width = clip.width(self.model)
+        encoder = {"encoder": self.model}  # for what is fitted to this encoder's embeddings
+        return pa.schema([pa.field("embedding", pa.list_(pa.float32(), self._width), metadata=encoder)])
 
     @property
     def needs(self) -> Needs:  # type: ignore[override]
         return Needs(cpus=self.threads, gpus=self.gpus)
 
-    def check(self, stages: Sequence[Stage] = ()) -> None:
+    def check(self) -> None:
         clip.check(self.model)
 
     def process(self, clips: pa.Table) -> pa.Table:
@@ -64,7 +71,7 @@ class Embedding(Stage):
         for sheet in sheets:
             own = list(itertools.islice(vectors, len(sheet)))
             mean = np.mean(own, axis=0, dtype=np.float64).astype(np.float32) if own else None
-            rows.append({"embedding": mean, "embedding_model": self.model if own else None})
+            rows.append({"embedding": mean})
         return pa.Table.from_pylist(rows, schema=self.writes)
 
     def _embed(self, jpegs: Sequence[bytes]) -> Any:

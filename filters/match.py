@@ -48,13 +48,13 @@ class Match(Stage):
     def needs(self) -> Needs:  # type: ignore[override]
         return Needs(cpus=self.threads, gpus=self.gpus)
 
-    def check(self, stages: Sequence[Stage] = ()) -> None:
+    def check(self) -> None:
         clip.check(self.model)
-        encoder = next((stage for stage in stages if stage.name == "embedding"), None)
-        if encoder is not None and encoder.settings()["model"] != self.model:
-            raise UsageError(
-                f"model: {self.model}, but `embedding` has {encoder.settings()['model']}; both must be one"
-            )
+
+    def check_inputs(self, columns: pa.Schema) -> None:
+        encoder = clip.encoder_of(columns)
+        if encoder not in (None, self.model):
+            raise UsageError(f"its model is {self.model}, that of `embedding` is {encoder}: they must be the same")
 
     def process(self, clips: pa.Table) -> pa.Table:
         scores: list[float | None] = [None] * clips.num_rows
@@ -63,7 +63,7 @@ class Match(Stage):
         if known:
             texts = self._embed([captions[i] for i in known])
             for i, text in zip(known, texts, strict=True):
-                scores[i] = float(vectors[i].values.to_numpy() @ text)
+                scores[i] = float(np.asarray(vectors[i].values) @ text)
         return pa.table({"match_score": pa.array(scores, pa.float32())}, schema=self.writes)
 
     def _embed(self, captions: Sequence[str]) -> np.ndarray:

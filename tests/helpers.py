@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,51 @@ import pyarrow as pa
 from curation.frames import PACKED, SHEET, Frames, pack
 from curation.stage import Stage
 from curation.table import CLIPS, Store
+
+DIMENSION = 8  # of embeddings in tests
+
+
+@functools.cache
+def scratch() -> Path:
+    """A folder for things that are made once and used by many tests; it goes when the tests end."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+def _classify() -> dict[str, Any]:
+    from tests.filters.tiny import vit
+
+    return {"model": str(vit(scratch() / "classifier")), "columns": {"watermark_score": "watermark"}}
+
+
+def _learned() -> dict[str, Any]:
+    from tests.filters.tiny import learned_filter
+
+    learned_filter("lecture", DIMENSION).save(scratch() / "lecture.json")
+    return {"model": str(scratch() / "lecture.json")}
+
+
+def _embedding() -> dict[str, Any]:
+    from tests.filters.tiny import clip
+
+    return {"model": str(clip(scratch() / "clip", width=DIMENSION))}
+
+
+def _aesthetic() -> dict[str, Any]:
+    from tests.filters.tiny import head
+
+    return {"head": str(head(scratch() / "head.pth", width=DIMENSION))}
+
+
+# Stage -> what makes arguments for it, where it cannot do without: models small enough to be made here.
+EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
+    "aesthetic": _aesthetic,
+    "classify": _classify,
+    "embedding": _embedding,
+    "learned": _learned,
+    "match": _embedding,
+}
 
 
 def contents(output: Path) -> dict[str, Any]:
@@ -91,12 +139,18 @@ def batch_for(stage: Stage, count: int) -> pa.Table:
         if column == "video_path":
             table = table.append_column(column, pa.array([f"/nowhere/v{i}.mp4" for i in range(count)]))
         elif column == "frames":
-            sheets = [sheet_cell(*moving_frames(stage.frames, count=3, seed=i)) for i in range(count)]  # type: ignore[attr-defined]
+            frames = getattr(stage, "frames", Frames.sheet(long_side_px=64))
+            sheets = [sheet_cell(*moving_frames(frames, count=3, seed=i)) for i in range(count)]
             table = table.append_column(column, pa.array(sheets, SHEET))
         elif column.startswith("frames_"):
             frames = stage.frames  # type: ignore[attr-defined]
             cells = [pack(*moving_frames(frames, seed=i)) for i in range(count)]
             table = table.append_column(column, pa.array(cells, PACKED))
+        elif column == "caption":
+            table = table.append_column(column, pa.array([f"a dog, number {i}" for i in range(count)]))
+        elif column == "embedding":
+            vectors = np.random.default_rng(0).normal(size=(count, DIMENSION))
+            table = table.append_column(column, pa.array(vectors.tolist(), pa.list_(pa.float32())))
         else:
             raise AssertionError(f"tests do not know how to make column {column!r}; teach batch_for")
     return table

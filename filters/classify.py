@@ -1,0 +1,215 @@
+"""Scores by an image classifier of one's own choice: watermark, unsafe content, or whatever it tells apart."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import keyword
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from annotated_types import Ge, Len
+
+from curation.errors import UsageError, nearest
+from curation.frames import Frames
+from curation.model_files import MissingWeightsError, check_weights, content_digest, fetch_weights, is_path
+from curation.stage import Filter, Needs, operational
+from curation.table import CAPTIONS, CLIPS, SHARDED
+
+_RESERVED = {"frames", "video_path", "embedding", *CLIPS.names, *CAPTIONS.names, *SHARDED.names}
+_INDEX = "model.safetensors.index.json"
+
+
+@dataclasses.dataclass(kw_only=True)
+class Classify(Filter):
+    """How probable labels are on the contact sheet, by an image classification model of Hugging Face transformers.
+
+    A pipeline may have several such stages, with a model each.
+
+    Writes:
+        watermark_score: for instance; the columns are those that ``columns`` names. Probability that a frame shows the
+            label, 0..1, over frames. Unknown without frames.
+
+    Args:
+        model: a folder, or ORGANISATION/NAME on the hub. Weights must be safetensors; code of a repository is not run.
+        columns: column -> label of the model, or several labels: the probability that it is any of them (the sum; the
+            largest where the model's labels do not exclude each other).
+        over: the mean of the frames, or the largest of them, which finds what shows up for a moment.
+        gpus: GPUs, or the share of one, for each worker. With a GPU the model computes in bfloat16, and probabilities
+            may differ in the second decimal. 0 is the CPU.
+        batch_size: frames at a time, on a GPU across clips.
+
+    Labels exclude each other (softmax) unless the model's config says ``multi_label_classification`` or has a single
+    label (sigmoid), as in the image classification pipeline of transformers.
+    """
+
+    model: str
+    columns: Annotated[dict[str, str | list[str]], Len(1)]
+    over: Literal["mean", "max"] = "mean"
+    gpus: Annotated[float, Ge(0)] = operational(0.0)
+    batch_size: Annotated[int, Ge(1)] = operational(16)
+
+    version: ClassVar[int] = 1
+    extra: ClassVar[str] = "models"
+    packages: ClassVar[tuple[str, ...]] = ("huggingface_hub", "torch", "torchvision", "transformers")
+    frames: ClassVar[Frames] = Frames.sheet(long_side_px=None)
+
+    @property
+    def name(self) -> str:  # type: ignore[override]  # so that a pipeline can have several
+        return f"classify({','.join(self.columns)})"
+
+    @property
+    def writes(self) -> pa.Schema:  # the columns are an argument
+        return pa.schema([(column, pa.float32()) for column in self.columns])
+
+    @property
+    def needs(self) -> Needs:  # type: ignore[override]  # so is this
+        return Needs(gpus=self.gpus)
+
+    @functools.cached_property
+    def _source(self) -> str:
+        """The model as workers, which start in other folders, find it."""
+        return str(Path(self.model).expanduser().absolute()) if is_path(self.model) else self.model
+
+    def settings(self) -> dict[str, Any]:
+        """A folder counts by what is in it, wherever it lies."""
+        settings = super().settings()
+        if is_path(self.model):
+            folder = Path(self._source)
+            files = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])
+            settings["model"] = f"{folder.name}#{content_digest(files)}"
+        return settings
+
+    def check(self) -> None:
+        for column in self.columns:
+            if not column.isidentifier() or keyword.iskeyword(column):
+                raise UsageError(f"column {column!r}: use letters, digits and _ only, so that SQL takes it unquoted")
+            if column in _RESERVED:
+                raise UsageError(f"column {column!r} has another meaning in the table; name it {column}_score, say")
+        check_weights(self._source, ["config.json", "preprocessor_config.json"])
+        _check_safetensors(self._source)
+        known, _ = read_labels(self._source)
+        for label in itertools.chain.from_iterable(_listed(labels) for labels in self.columns.values()):
+            if label not in known:
+                raise UsageError(f"the model {self.model} has no label {label!r}.{nearest(label, known)}")
+
+    def setup(self) -> None:
+        import torch
+
+        from curation.torchvision import mend
+
+        mend()
+        from transformers import AutoImageProcessor, AutoModelForImageClassification
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()  # a run shows its own
+        if self.gpus and not torch.cuda.is_available():
+            raise UsageError(f"stage {self.name!r} asks for a GPU and this worker has none; leave gpus out for the CPU")
+        self._device, self._dtype = ("cuda", torch.bfloat16) if self.gpus else ("cpu", torch.float32)
+        labels, self._independent = read_labels(self._source)
+        self._indices = [[labels.index(label) for label in _listed(wanted)] for wanted in self.columns.values()]
+        # PIL, because the processors of torchvision resize a little differently from release to release.
+        self._processor = AutoImageProcessor.from_pretrained(self._source, backend="pil", trust_remote_code=False)
+        model, info = AutoModelForImageClassification.from_pretrained(
+            self._source, dtype=self._dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
+        if lost := sorted(info["missing_keys"]):  # transformers would go on with random ones
+            raise UsageError(f"the weights of {self.model} lack {', '.join(lost[:3])}: it cannot classify images")
+        self._model = model.to(self._device).eval()
+
+    def process(self, clips: pa.Table) -> pa.Table:
+        found: list[list[np.ndarray]] = [[] for _ in range(clips.num_rows)]
+        for _, alike in itertools.groupby(self._pictures(clips["frames"]), key=self._together):
+            for batch in _batches(alike, self.batch_size):
+                for (row, _), values in zip(batch, self._values([picture for _, picture in batch]), strict=True):
+                    found[row].append(values)
+        over = np.mean if self.over == "mean" else np.max
+        rows = [over(np.stack(values), axis=0).tolist() if values else [None] * len(self.columns) for values in found]
+        return pa.Table.from_pylist([dict(zip(self.columns, row, strict=True)) for row in rows], schema=self.writes)
+
+    def _pictures(self, sheets: Iterable[pa.Scalar]) -> Iterator[tuple[int, np.ndarray]]:
+        """(row, picture H W 3) of all frames, clip after clip, so that only one contact sheet is unpacked at a time."""
+        for row, sheet in enumerate(sheets):
+            for picture in self.frames.unpack(sheet)[0]:
+                if picture is None:
+                    raise ValueError("a frame of the contact sheet is no JPEG")
+                yield row, picture
+
+    def _together(self, item: tuple[int, np.ndarray]) -> tuple[int, ...]:
+        """Equal for frames that may share a batch: of one size, and on a CPU of one clip.
+
+        Kernels add up in an order that depends on the batch, and CPUs gain nothing from larger ones.
+        """
+        row, picture = item
+        return (0 if self.gpus else row, *picture.shape)
+
+    def _values(self, pictures: list[np.ndarray]) -> np.ndarray:
+        """What each of B pictures H W 3 has for each column, float64, B and the number of columns."""
+        import torch
+
+        inputs = self._processor(images=pictures, return_tensors="pt")
+        with torch.inference_mode():
+            logits = self._model(**{name: self._filled(value) for name, value in inputs.items()}).logits  # B L
+            logits = logits[: len(pictures)].float()
+            each = (torch.sigmoid(logits) if self._independent else torch.softmax(logits, dim=-1)).double().cpu()
+        together = torch.amax if self._independent else torch.sum
+        return torch.stack([together(each[:, indices], dim=-1) for indices in self._indices], dim=-1).numpy()
+
+    def _filled(self, value: Any) -> Any:
+        """A tensor B ... on the device. For a GPU it is filled up, so that all batches go through the same kernels."""
+        import torch
+
+        if self.gpus:
+            value = torch.cat([value, value[:1].expand(self.batch_size - len(value), *value.shape[1:])])
+        return value.to(self._device, self._dtype if value.is_floating_point() else value.dtype)
+
+
+def read_labels(source: str) -> tuple[list[str], bool]:
+    """The labels of a model in the order of its outputs, and whether each is judged by itself, from its config.json.
+
+    Raises:
+        UsageError: it is no image classification model.
+    """
+    path = fetch_weights(source, "config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        given = config.get("id2label") or {i: f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
+        labels = [str(label) for _, label in sorted((int(i), label) for i, label in given.items())]
+        architectures = [str(name) for name in config.get("architectures") or []]
+        problem = config.get("problem_type")
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UsageError(f"{path} is not the config of a transformers model: {error}") from error
+    if not any("ForImageClassification" in name for name in architectures) or problem == "regression":
+        kind = problem if problem == "regression" else ", ".join(architectures) or "no architecture"
+        raise UsageError(f"{source} is no image classification model (its config.json says: {kind})")
+    return labels, problem == "multi_label_classification" or len(labels) == 1
+
+
+def _check_safetensors(source: str) -> None:
+    """Make sure of the weights, in one file or, as an index says, in several."""
+    try:
+        check_weights(source, ["model.safetensors"])
+    except MissingWeightsError:
+        try:
+            check_weights(source, [_INDEX])
+        except MissingWeightsError:
+            pass  # the single file is what to ask for
+        else:
+            index = json.loads(fetch_weights(source, _INDEX).read_text(encoding="utf-8"))
+            check_weights(source, sorted(set(index["weight_map"].values())))
+            return
+        raise
+
+
+def _listed(labels: str | list[str]) -> list[str]:
+    return [labels] if isinstance(labels, str) else labels
+
+
+def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while batch := list(itertools.islice(items, size)):
+        yield batch
