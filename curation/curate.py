@@ -224,7 +224,12 @@ class Curate:
 
     def _commit(self, part: Part) -> Part:
         """Write what changed and pass on only what the summary needs."""
-        part.clips = part.clips.replace_schema_metadata(None)
+        order = [step.mark for step in self.plan.steps]  # however often some of them were run again
+        measured = [sorted(marks, key=order.index) for marks in part.clips["measured"].to_pylist()]
+        field, position = CLIPS.field("measured"), part.clips.schema.get_field_index("measured")
+        part.clips = part.clips.set_column(position, field, pa.array(measured, field.type)).replace_schema_metadata(
+            None
+        )
         self._store.commit(part, sheets="sheets_changed" in part.metrics)
         return Part(part.id, part.videos, conform(part.clips, CLIPS), metrics=part.metrics)
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from curation.errors import UsageError
+from curation.errors import UsageError, one_line
 from curation.model_files import check_weights, fetch_weights
 from curation.stage import Stage
 from filters.clip import encoder_of, located
@@ -72,8 +72,8 @@ class Aesthetic(Stage):
         path = fetch_weights(self.head, self.file)
         try:
             return as_one_layer(read_tensors(path))
-        except (KeyError, ValueError) as error:
-            raise UsageError(f"{path} is no aesthetic head of linear layers: {error}") from error
+        except Exception as error:  # a file of anything
+            raise UsageError(f"{path} is no aesthetic head of linear layers: {one_line(error)}") from error
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:

@@ -1,0 +1,271 @@
+"""Embeddings, and the scores that are read off them, against open_clip's own ways."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from curation.config import load_plan
+from curation.errors import ConfigError, MissingError, UsageError
+from curation.footage import Film, Shot, write_film
+from curation.frames import SHEET, Frames
+from curation.model_files import MissingWeightsError
+from curation.run import run
+from curation.stage import run_stage
+from curation.table import Store
+from filters import clip
+from filters.aesthetic import Aesthetic, as_one_layer, read_tensors
+from filters.embedding import Embedding
+from filters.match import Match
+from tests.filters import tiny
+from tests.helpers import clip_rows, contents, moving_frames, sheet_cell
+
+PIPELINE = """\
+looks:
+  stages:
+    - decode: {{max_clip_s: 1}}
+    - embedding: {{model: {model}}}
+    - aesthetic: {{head: {head}}}
+    - sidecar_captions
+    - match: {{model: {model}}}
+  keep:
+    duration_s: {{min: 0.5}}
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.clip(tmp_path_factory.mktemp("models") / "clip")
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.head(tmp_path_factory.mktemp("models") / "head.pth")
+
+
+@pytest.fixture(scope="module")
+def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two films of two shots; of one there are captions. The last shot is too short to be kept."""
+    folder = tmp_path_factory.mktemp("footage")
+    for name, colour in (("one", "red"), ("two", "blue")):
+        shots = (Shot(seconds=1.5, colour=colour), Shot(seconds=0.4, background="desert", colour=colour))
+        write_film(folder / f"{name}.mp4", Film(name=f"{name}.mp4", shots=shots, width=160, height=96))
+    (folder / "one.txt").write_text("A red circle moves.")
+    return folder
+
+
+def sheets(*counts: int) -> pa.Table:
+    """Clips with so many frames on their contact sheets."""
+    size = Frames.sheet(long_side_px=64)
+    cells = [sheet_cell(*moving_frames(size, count=n, seed=i)) if n else [] for i, n in enumerate(counts)]
+    return clip_rows(len(counts), frames=pa.array(cells, SHEET))
+
+
+def independent(model: Path, jpegs: list[bytes]) -> np.ndarray:
+    """Embeddings of length 1, one picture after the other, by open_clip alone."""
+    import open_clip
+    import torch
+    from PIL import Image
+
+    from curation.torchvision import mend
+
+    mend()
+    network, _, transform = open_clip.create_model_and_transforms(f"local-dir:{model}")
+    network.eval()
+    found = []
+    with torch.no_grad():
+        for jpeg in jpegs:
+            picture = transform(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+            vector = network.encode_image(picture[None])[0].double()
+            found.append((vector / vector.norm()).numpy())
+    return np.array(found)
+
+
+def test_an_embedding_is_the_mean_of_what_open_clip_says_of_each_frame(model: Path) -> None:
+    clips = sheets(3, 0, 5, 1)
+    done = run_stage(Embedding(model=str(model), batch=4), clips, mark="embedding@1")["embedding"].to_pylist()
+    assert done[1] is None
+    for i in (0, 2, 3):
+        frames = independent(model, [cell["jpeg"] for cell in clips["frames"][i].as_py()])
+        assert done[i] == pytest.approx(frames.mean(axis=0), abs=1e-5)
+    assert np.abs(np.array(done[0]) - done[2]).max() > 0.01  # pictures differ
+
+
+def embedded(model: Path, *counts: int) -> pa.Table:
+    return run_stage(Embedding(model=str(model)), sheets(*counts), mark="embedding@1")
+
+
+def test_an_aesthetic_score_is_the_mean_of_the_heads_over_frames(model: Path, head: Path) -> None:
+    import torch
+
+    clips = embedded(model, 4, 0, 2)
+    stage = Aesthetic(head=str(head))
+    stage.check_inputs(Embedding(model=str(model)).writes)
+    stage.setup()
+    done = run_stage(stage, clips, mark="aesthetic@1")
+    state = torch.load(head, weights_only=True)
+    for i, jpegs in enumerate([cell["jpeg"] for cell in sheet] for sheet in clips["frames"].to_pylist()):
+        if not jpegs:
+            assert done["aesthetic_score"][i].as_py() is None
+            assert done["aesthetic_model"][i].as_py() is None
+            continue
+        values = torch.tensor(independent(model, jpegs)).float()
+        for layer in (0, 2, 4):
+            values = values @ state[f"layers.{layer}.weight"].T + state[f"layers.{layer}.bias"]
+        assert done["aesthetic_score"][i].as_py() == pytest.approx(float(values.mean()), abs=1e-5)
+        assert done["aesthetic_model"][i].as_py() == f"{head} on {model}"
+
+
+def test_a_match_score_is_the_mean_cosine_of_caption_and_frames(model: Path) -> None:
+    import open_clip
+    import torch
+
+    captions = ["a red ball", "", None, "a very long caption " * 60]
+    clips = embedded(model, 3, 2, 2, 1).append_column("caption", pa.array(captions))
+    done = run_stage(Match(model=str(model)), clips, mark="match@1")["match_score"].to_pylist()
+    assert done[1:3] == [None, None]
+    network, _, _ = open_clip.create_model_and_transforms(f"local-dir:{model}")
+    network.eval()
+    for i in (0, 3):
+        frames = independent(model, [cell["jpeg"] for cell in clips["frames"][i].as_py()])
+        with torch.no_grad():
+            text = network.encode_text(open_clip.tokenize([captions[i]]))[0].double()
+        assert done[i] == pytest.approx(float((frames @ (text / text.norm()).numpy()).mean()), abs=1e-5)
+    assert abs(done[0] - done[3]) > 1e-4
+
+
+@pytest.fixture
+def config(tmp_path: Path, model: Path, head: Path) -> Path:
+    path = tmp_path / "looks.yaml"
+    path.write_text(PIPELINE.format(model=model, head=head))
+    return path
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pictures were given to the encoder, call by call."""
+    calls: list[int] = []
+    original = Embedding._embed
+
+    def counting(self: Embedding, jpegs: list[bytes]) -> Any:
+        calls.append(len(jpegs))
+        return original(self, jpegs)
+
+    monkeypatch.setattr(Embedding, "_embed", counting)
+    return calls
+
+
+def test_embeddings_have_a_dataset_of_their_own_and_are_computed_once(
+    footage: Path, config: Path, tmp_path: Path, encoded: list[int], head: Path
+) -> None:
+    output = tmp_path / "out"
+    run("looks", [str(footage)], output, config=str(config), engine="local")
+    store = Store(output)
+    rows = {row["clip_id"]: row for row in store.clips().to_pylist()}
+    kept = {identity for identity, row in rows.items() if row["status"] == "kept"}
+    assert len(kept) == 4
+    assert len(rows) == 6
+    assert "embedding" not in store.clips().column_names
+    found = dict(pair for ids, vectors in store.vectors() for pair in zip(ids, vectors, strict=True))
+    assert set(found) == kept  # what a rule rejected before is not embedded
+    assert {vector.dtype for vector in found.values()} == {np.dtype(np.float32)}
+    for identity, row in rows.items():
+        assert (row["aesthetic_score"] is not None) == (identity in kept)
+        assert (row["match_score"] is not None) == (identity in kept and "one" in row["video"])
+    assert duckdb.sql(f"SELECT count(embedding) FROM '{output}/embeddings/*.parquet'").fetchall() == [(4,)]
+    file = next(iter((output / "embeddings").glob("*.parquet")))
+    assert pq.read_schema(file).metadata[b"encoder"].decode().endswith("clip")
+    assert pq.read_schema(file).field("embedding").type == pa.list_(pa.float32(), 8)
+
+    before, frames = contents(output), sum(encoded)
+    assert frames > 0
+    run("looks", [str(footage)], output, config=str(config), engine="local")
+    assert sum(encoded) == frames
+    assert contents(output) == before
+
+    other = tiny.head(tmp_path / "other.pth", seed=1)
+    config.write_text(config.read_text().replace(str(head), str(other)))
+    run("looks", [str(footage)], output, config=str(config), engine="local")
+    assert sum(encoded) == frames  # read from the dataset
+    scores = [row["aesthetic_score"] for row in Store(output).clips().to_pylist() if row["clip_id"] in kept]
+    run("looks", [str(footage)], tmp_path / "fresh", config=str(config), engine="local")
+    assert contents(output) == contents(tmp_path / "fresh")
+    assert scores != [rows[identity]["aesthetic_score"] for identity in sorted(kept)]
+
+
+def test_another_encoder_or_lost_embeddings_are_computed_again(
+    footage: Path, config: Path, tmp_path: Path, model: Path, head: Path, encoded: list[int]
+) -> None:
+    output = tmp_path / "out"
+    run("looks", [str(footage)], output, config=str(config), engine="local")
+    before, frames = contents(output), sum(encoded)
+    for file in (output / "embeddings").glob("*.parquet"):
+        file.unlink()
+    run("looks", [str(footage)], output, config=str(config), engine="local")
+    assert (contents(output), sum(encoded)) == (before, 2 * frames)
+    wider = tiny.clip(tmp_path / "wider", width=12, seed=1)
+    wider_head = tiny.head(tmp_path / "wider.pth", width=12)
+    config.write_text(PIPELINE.format(model=wider, head=wider_head))
+    run("looks", [str(footage)], output, config=str(config), engine="local")
+    assert sum(encoded) == 3 * frames
+    assert {vectors.shape[1] for _, vectors in Store(output).vectors()} == {12}
+
+
+def test_what_does_not_fit_is_said_before_work_starts(config: Path, tmp_path: Path, model: Path, head: Path) -> None:
+    narrow = tiny.head(tmp_path / "narrow.pth", width=4)
+    config.write_text(PIPELINE.format(model=model, head=narrow))
+    with pytest.raises(ConfigError, match=r"looks\.yaml:5:.*takes embeddings of 4 numbers, these have 8"):
+        load_plan("looks", config)
+    text = PIPELINE.format(model=model, head=head)
+    other = tiny.clip(tmp_path / "other", seed=2)
+    config.write_text(text.replace(f"match: {{model: {model}", f"match: {{model: {other}"))
+    with pytest.raises(ConfigError, match=r"that of `embedding` is .*they must be the same"):
+        load_plan("looks", config)
+    config.write_text(text.replace(str(head), str(tmp_path / "none.pth")))
+    with pytest.raises(MissingError, match=r"looks\.yaml:5:.*no weights at .*none\.pth"):
+        load_plan("looks", config)
+    config.write_text(text.replace(str(model), str(tmp_path / "nothing")))
+    with pytest.raises(MissingError, match=r"looks\.yaml:4:.*no weights at .*nothing"):
+        load_plan("looks", config)
+
+
+def test_a_folder_without_weights_is_missing(tmp_path: Path, model: Path) -> None:
+    (tmp_path / clip.CONFIG).write_bytes((model / clip.CONFIG).read_bytes())
+    with pytest.raises(MissingWeightsError, match="open_clip_pytorch_model"):
+        clip.check(str(tmp_path))
+    (tmp_path / clip.CONFIG).write_text("{}")
+    with pytest.raises(UsageError, match="no configuration of an open_clip model"):
+        clip.width(str(tmp_path))
+
+
+def test_a_single_layer_is_a_head_too_and_other_files_are_none(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    weight, bias = np.arange(4, dtype=np.float32)[None], np.array([0.5], np.float32)
+    save_file({"weight": weight, "bias": bias}, tmp_path / "linear.safetensors")
+    weights, offset = as_one_layer(read_tensors(tmp_path / "linear.safetensors"))
+    assert weights.tolist() == [0, 1, 2, 3]
+    assert offset == 0.5
+    for tensors in ({}, {"weight": weight}, {"weight": np.eye(4), "bias": np.zeros(4)}):
+        with pytest.raises(ValueError, match=r"it holds|it gives 4 numbers"):
+            as_one_layer(tensors)
+
+
+def test_a_head_is_never_executed(tmp_path: Path) -> None:
+    import pickle
+
+    class Trap:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "sprung",)
+
+    (tmp_path / "head.pth").write_bytes(pickle.dumps({"layers.0.weight": Trap()}))
+    with pytest.raises(UsageError, match="no aesthetic head"):
+        Aesthetic(head=str(tmp_path / "head.pth")).setup()
+    assert not (tmp_path / "sprung").exists()
