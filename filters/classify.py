@@ -114,9 +114,7 @@ class Classify(Filter):
         labels, self._independent = read_labels(self._source)
         self._indices = [[labels.index(label) for label in _listed(wanted)] for wanted in self.columns.values()]
         # PIL, because the processors of torchvision resize a little differently from release to release.
-        self._processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-            self._source, backend="pil", trust_remote_code=False
-        )
+        self._processor = AutoImageProcessor.from_pretrained(self._source, backend="pil", trust_remote_code=False)
         model, info = AutoModelForImageClassification.from_pretrained(
             self._source, dtype=self._dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )

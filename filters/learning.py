@@ -60,9 +60,12 @@ def train(
     _check_request(precision)
     found = load_labelled(labels, run, name)
     _check_enough(found, labels)
-    probabilities, num_folds = _cross_validate(found)
-    strength = _choose_strength(found.embeddings, found.truth, found.videos, num_folds)
-    scaler, regression = _fit(found.embeddings, found.truth, strength)
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
+
+    with threadpool_limits(1):  # many small fits: threads that wait for each other make them thirty times slower
+        probabilities, num_folds = _cross_validate(found)
+        strength = _choose_strength(found.embeddings, found.truth, found.videos, _INNER_FOLDS)
+        scaler, regression = _fit(found.embeddings, found.truth, strength)
     coefficients = regression.coef_[0] / scaler.scale_
     return LearnedFilter(
         name=found.name,
@@ -115,7 +118,7 @@ def read_labels(file: str | os.PathLike[str], name: str | None = None) -> tuple[
     """
     try:
         with open(file, encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, strict=True)
+            reader = csv.DictReader(stream, strict=True, skipinitialspace=True)
             header = reader.fieldnames or []
             name, column = _choose_column(str(file), list(header), name)
             return name, _read_rows(str(file), reader, column)
@@ -146,6 +149,8 @@ def _choose_column(file: str, header: list[str], name: str | None) -> tuple[str,
 def _read_rows(file: str, reader: csv.DictReader[str], column: str) -> dict[str, tuple[int, int]]:
     found: dict[str, tuple[int, int]] = {}
     for row in reader:
+        if None in row:
+            raise UsageError(f"{file}:{reader.line_num}: more cells than the header has columns")
         clip_id, value = ((row[key] or "").strip() for key in ("clip_id", column))
         if value not in ("0", "1", ""):
             raise UsageError(f"{file}:{reader.line_num}: {column} is {value!r}; write 0, 1, or nothing if not labelled")
@@ -267,7 +272,7 @@ def _fit(x: np.ndarray, y: np.ndarray, strength: float) -> tuple[Any, Any]:
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(x)
-    regression = LogisticRegression(C=strength, class_weight="balanced", max_iter=10_000)
+    regression = LogisticRegression(C=strength, class_weight="balanced", tol=1e-6, max_iter=10_000)
     return scaler, regression.fit(scaler.transform(x), y)
 
 

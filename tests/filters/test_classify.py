@@ -68,7 +68,7 @@ def expected(folder: Path, cell: list[dict[str, Any]]) -> np.ndarray:
     import torch
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")  # type: ignore[no-untyped-call]
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     network = AutoModelForImageClassification.from_pretrained(folder).eval()
     rows = []
     for frame in cell:
@@ -264,6 +264,30 @@ def test_a_gpu_that_is_not_there_is_not_replaced_by_the_cpu(model: Path, monkeyp
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="asks for a GPU and this worker has none"):
         Classify(model=str(model), columns={"w": "watermark"}, gpus=1).setup()
+
+
+def test_batches_across_clips_in_half_precision_give_nearly_the_same(model: Path) -> None:
+    """What a GPU is given, computed by the CPU: batches are full, whatever clips their frames are of."""
+    import torch
+
+    cells = sheets((3, 1, 4, 2, 3))
+    stage = Classify(model=str(model), columns=dict(ALL), batch_size=4)
+    single = measure(stage, cells)
+    shapes = []
+    network = stage._model
+    network.register_forward_pre_hook(
+        lambda _, __, inputs: shapes.append(inputs["pixel_values"].shape[0]), with_kwargs=True
+    )
+    for dtype, within in ((torch.float32, 1e-5), (torch.bfloat16, 0.1)):
+        stage.gpus, stage._dtype, stage._model = 1, dtype, network.to(dtype)
+        found = Classify.process(stage, clip_rows(len(cells), frames=pa.array(cells, SHEET))).to_pydict()
+        for column in ALL:
+            assert found[column] == pytest.approx(single[column], abs=within)
+    assert set(shapes) == {4}
+    wide = sheets((3, 3))[::2] * 4  # 12 frames of one size
+    shapes.clear()
+    stage.process(clip_rows(4, frames=pa.array(wide, SHEET)))
+    assert shapes == [4, 4, 4]
 
 
 def test_the_command_line_refuses_an_unknown_label_with_status_2(model: Path, tmp_path: Path) -> None:
