@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -43,6 +44,7 @@ class Classify(Filter):
         gpus: GPUs, or the share of one, for each worker. With a GPU the model computes in bfloat16, and probabilities
             may differ in the second decimal. 0 is the CPU.
         batch_size: frames at a time, on a GPU across clips.
+        threads: what the model may use on a CPU. Other numbers may change the last digit.
 
     Labels exclude each other (softmax) unless the model's config says ``multi_label_classification`` or has a single
     label (sigmoid), as in the image classification pipeline of transformers.
@@ -53,6 +55,7 @@ class Classify(Filter):
     over: Literal["mean", "max"] = "mean"
     gpus: Annotated[float, Ge(0)] = operational(0.0)
     batch_size: Annotated[int, Ge(1)] = operational(16)
+    threads: Annotated[int, Ge(1)] = operational(1)
 
     version: ClassVar[int] = 1
     extra: ClassVar[str] = "models"
@@ -126,7 +129,9 @@ class Classify(Filter):
         found: list[list[np.ndarray]] = [[] for _ in range(clips.num_rows)]
         for _, alike in itertools.groupby(self._pictures(clips["frames"]), key=self._together):
             for batch in _batches(alike, self.batch_size):
-                for (row, _), values in zip(batch, self._values([picture for _, picture in batch]), strict=True):
+                with _torch_threads(self.threads):
+                    measured = self._values([picture for _, picture in batch])
+                for (row, _), values in zip(batch, measured, strict=True):
                     found[row].append(values)
         over = np.mean if self.over == "mean" else np.max
         rows = [over(np.stack(values), axis=0).tolist() if values else [None] * len(self.columns) for values in found]
@@ -204,6 +209,19 @@ def _check_safetensors(source: str) -> None:
             check_weights(source, sorted(set(index["weight_map"].values())))
             return
         raise
+
+
+@contextlib.contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """Engines give workers different numbers of threads, and kernels add up in an order that depends on the number."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _listed(labels: str | list[str]) -> list[str]:

@@ -127,6 +127,21 @@ def test_a_score_does_not_depend_on_what_else_is_measured(model: Path) -> None:
         assert small[column] == pytest.approx(together[column], abs=1e-5)
 
 
+def test_a_score_does_not_depend_on_the_threads_that_an_engine_gives(model: Path) -> None:
+    import torch
+
+    before, seen = torch.get_num_threads(), []
+    stage = Classify(model=str(model), columns=dict(ALL))
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            seen.append(measure(stage, sheets()))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert seen[0] == seen[1]
+
+
 def test_a_clip_without_frames_is_unknown(model: Path) -> None:
     found = measure(Classify(model=str(model), columns={"w": "watermark"}), sheets((2, 0, 1)))
     assert [value is None for value in found["w"]] == [False, True, False]
