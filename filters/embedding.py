@@ -27,12 +27,12 @@ class Embedding(Stage):
             metadata of the files name the ``encoder``.
 
     Model: any of open_clip (https://github.com/mlfoundations/open_clip); frames are scaled and cropped to the middle as
-    it was trained with. The same frames in batches of another size differ by rounding.
+    it was trained with. On a GPU, frames in batches of another size differ by rounding.
 
     Args:
         model: a repository on the Hugging Face hub, or a folder, with ``open_clip_config.json``.
         gpus: what a worker occupies of a GPU, such as 0.5; 0 computes on the CPU.
-        batch: frames that are computed together, across clips.
+        batch: frames that are computed together; on a GPU across clips.
         threads: CPU threads of a worker.
     """
 
@@ -66,7 +66,9 @@ class Embedding(Stage):
 
     def process(self, clips: pa.Table) -> pa.Table:
         sheets = [[cell["jpeg"] for cell in cells or []] for cells in clips["frames"].to_pylist()]
-        vectors = self._embed([jpeg for sheet in sheets for jpeg in sheet])
+        # On the CPU batches across clips gain nothing, and the same clip would no longer give the same bits.
+        together = [list(itertools.chain(*sheets))] if self.gpus else sheets
+        vectors = itertools.chain.from_iterable(map(self._embed, together))
         rows = []
         for sheet in sheets:
             own = list(itertools.islice(vectors, len(sheet)))
