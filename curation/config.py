@@ -22,7 +22,7 @@ from curation.errors import ConfigError, MissingError, UsageError, nearest, one_
 from curation.model_files import MissingWeightsError
 from curation.plan import Plan, ShardSettings, Step, is_dense
 from curation.rules import Rule
-from curation.stage import Filter, Stage
+from curation.stage import Filter, Stage, TableStage
 from curation.table import CAPTIONS, CLIPS, extend
 from filters import FILTERS
 from shards.codecs import misfit
@@ -30,7 +30,7 @@ from shards.codecs import misfit
 STAGES: dict[str, str] = {"decode": "curation.decode:Decode", **FILTERS, **CAPTIONERS}
 
 # Columns that stages may read besides those of the table: they are made when needed and not stored.
-DERIVED = ("video_path", "frames")
+DERIVED = ("video_path", "bit_rate", "frames")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -254,6 +254,10 @@ def _check_order(document: Document, pipeline: str, stages: list[Stage]) -> None
             else:
                 hint = f"which no stage writes.{nearest(column, set(writers) | set(all_writes))}"
             raise document.error((*path, i), f"stage {stage.name!r} reads {column!r}, {hint}")
+        if isinstance(stage, TableStage) and (late := {"video_path", "frames"} & set(stage.reads)):
+            raise document.error(
+                (*path, i), f"stage {stage.name!r} sees the whole table and cannot read {sorted(late)}"
+            )
         for column in stage.writes.names if i else ():
             if writers.get(column):
                 raise document.error(

@@ -6,8 +6,10 @@ from __future__ import annotations
 FILTERS: dict[str, str] = {
     "blockiness": "filters.blockiness:Blockiness",
     "colour": "filters.colour:Colour",
+    "duplicates": "filters.duplicates:Duplicates",
     "motion": "filters.motion:Motion",
     "noise": "filters.noise:Noise",
     "quality": "filters.quality:Quality",
     "text": "filters.text:Text",
+    "video_hash": "filters.video_hash:VideoHash",
 }
