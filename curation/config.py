@@ -254,18 +254,21 @@ def _check_order(document: Document, pipeline: str, stages: list[Stage]) -> None
             else:
                 hint = f"which no stage writes.{nearest(column, set(writers) | set(all_writes))}"
             raise document.error((*path, i), f"stage {stage.name!r} reads {column!r}, {hint}")
-        if isinstance(stage, TableStage) and (late := {"video_path", "frames"} & set(stage.reads)):
-            raise document.error(
-                (*path, i), f"stage {stage.name!r} sees the whole table and cannot read {sorted(late)}"
-            )
         for column in stage.writes.names if i else ():
             if writers.get(column):
                 raise document.error(
                     (*path, i), f"stage {stage.name!r} writes {column!r}, which {writers[column]!r} writes too"
                 )
             writers[column] = stage.name
-        if is_dense(stage) and (late := [c for c in stage.reads if c not in CLIPS.names]):
-            raise document.error((*path, i), f"stage {stage.name!r} runs while decoding and cannot read {late} yet")
+        _check_reads(document, (*path, i), stage)
+
+
+def _check_reads(document: Document, path: tuple[Hashable, ...], stage: Stage) -> None:
+    """A stage that does not run on one part after decoding cannot read everything."""
+    if is_dense(stage) and (late := [c for c in stage.reads if c not in CLIPS.names]):
+        raise document.error(path, f"stage {stage.name!r} runs while decoding and cannot read {late} yet")
+    if isinstance(stage, TableStage) and (derived := [c for c in stage.reads if c in ("video_path", "frames")]):
+        raise document.error(path, f"stage {stage.name!r} runs on all clips at once and cannot read {derived}")
 
 
 def _plan(document: Document, pipeline: str, spec: Spec, stages: list[Stage]) -> Plan:

@@ -120,8 +120,8 @@ class Curate:
     def _reset(self, clip: dict[str, Any], video: str) -> dict[str, Any]:
         """A stored row as this run starts from it: only marks of this plan count, and rules are judged afresh.
 
-        A failure stands only while the stage that failed would do the same again. That of a stage of a later round waits
-        in ``error`` for that round: until then the clip is as good as any.
+        A failure stands only while the stage that failed would do the same again. That of a stage of a later round
+        waits in ``error`` for that round: until then the clip is as good as any.
         """
         marks = {step.mark: step.stage for step in self.plan.steps}
         measured = [mark for mark in clip["measured"] if mark in marks]

@@ -23,10 +23,12 @@ class Likeness(NamedTuple):
     Attributes:
         value: correlation of what they show, -1..1.
         shared_steps: how long they have in common.
+        offset: step i of the first is step i + offset of the second.
     """
 
     value: float
     shared_steps: int
+    offset: int
 
 
 def likeness(one: Unpacked, other: Unpacked, *, mirrored: bool = False, picture: float = _PICTURE) -> Likeness:
@@ -69,7 +71,7 @@ def _best(one: Unpacked, other: Unpacked, picture: float) -> Likeness:
     values = common / np.sqrt(power_a * power_b)
     covered = np.minimum(1.0, (shared + 1) / min(len(a), len(b)))
     best = int((values * covered).argmax())
-    return Likeness(float(values[best]), int(shared[best]))
+    return Likeness(float(values[best]), int(shared[best]), int((first_b - first_a)[best]))
 
 
 def _spans(values: np.ndarray, first: np.ndarray, count: np.ndarray) -> np.ndarray:

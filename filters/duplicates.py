@@ -1,7 +1,7 @@
 """Which clips show the same as another one, and which of them is the best.
 
-The hash is that of ``filters.video_hash``; ``filters.neighbours`` says which clips to compare and ``filters.alignment`` how
-alike they are.
+The hash is that of ``filters.video_hash``; ``filters.neighbours`` says which clips to compare and ``filters.alignment``
+how alike they are.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class Duplicates(TableStage):
             their best alignment, times the share of this clip that the other one contains. 0 for a clip that is no
             duplicate; unknown where there is no hash.
 
-    Copies are found whatever their encoding, size, frame rate, brightness, with a logo, cropped or trimmed a little, in a
-    mirror, or as a part of a longer clip. What runs backwards is no copy, and neither are the next seconds of the same
-    shot: both show the same things, but they change differently. Where nothing changes, the picture alone decides: two
-    clips of the same slide or of an empty room are copies.
+    Copies are found whatever their encoding, size, frame rate and brightness, with a logo, cropped or trimmed a little,
+    in a mirror, or as a part of a longer clip. What runs backwards is no copy, and neither are the next seconds of the
+    same shot: both show the same things, but they change differently. Where nothing changes, the picture alone decides:
+    two clips of the same slide or of an empty room are copies.
 
-    The best copy is the one with the most pixels, then with the most bits a second (of its file), then the longest, then
-    the first by ``clip_id``; but a clip that is contained in a longer one goes, whatever its quality. A clip that a rule
-    has rejected already (seen only with ``score_rejected``) is never the one to keep for one that is kept.
+    The best copy is the one with the most pixels, then with the most bits a second (of its file), then the longest,
+    then the first by ``clip_id``; but a clip that is contained in a longer one goes, whatever its quality. A clip that
+    a rule has rejected already (seen only with ``score_rejected``) is never the one to keep for one that is kept.
     """
 
     name: ClassVar[str] = "duplicates"
@@ -94,7 +94,7 @@ def links(hashes: pa.ChunkedArray, alike: float) -> list[Link]:
 
     found = []
     for other, better, mirrored in candidates(hashes).tolist():
-        value, shared = likeness(numbers(other), numbers(better), mirrored=bool(mirrored))
+        value, shared, _ = likeness(numbers(other), numbers(better), mirrored=bool(mirrored))
         # What lies between the last step and the end of a clip is not known to be missing.
         shares = [min(1.0, (shared + 1) / len(numbers(place).change)) for place in (better, other)]
         if value * max(shares) >= alike:
@@ -106,7 +106,7 @@ def originals(found: list[Link], alike: float) -> dict[int, tuple[int, float]]:
     """Of each clip that is a copy: the one to keep, and how alike they are. Positions are ranks, the best first.
 
     Clips are looked at from the best to the worst, and a clip that is contained in one that is kept so far goes. So no
-    clip goes because of one that goes itself, unless that one is part of a longer, worse clip, which then stands for both.
+    clip goes because of one that goes itself, unless that one is part of a longer, worse clip, which stands for both.
     """
     by_other: dict[int, list[Link]] = {}
     for link in found:

@@ -2,9 +2,9 @@
 
 At every step a window of half a second is looked up by two words of K bits: which coefficients of the picture are
 positive, and which grow within the next second. The first finds copies of what hardly moves, the second those that
-something was laid over. A word is looked up with its least certain bits either way (multi-probe, Lv et al., VLDB 2007), and
-as it would be in a mirror. What is found by chance is dropped by the words of the windows around, then by a glance at
-what both clips show when they are aligned like that.
+something was laid over. A word is looked up with its least certain bits either way (multi-probe, Lv et al., VLDB 2007),
+and as it would be in a mirror. What is found by chance is dropped by the words of the windows around, then by a glance
+at what both clips show when they are aligned like that.
 
 Suffixes in this file: S steps of all clips in a row, Q queries, P places found, K coefficients.
 """
@@ -12,7 +12,6 @@ Suffixes in this file: S steps of all clips in a row, Q queries, P places found,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,44 +19,63 @@ import pyarrow as pa
 from filters.alignment import correlation
 from filters.video_hash import FEWEST, MIRROR, Hashes, K
 
-_CLIPS_AT_ONCE, _QUERIES_AT_ONCE, _GLANCES_AT_ONCE = 10_000, 200_000, 50_000  # 2 GB must do for a million clips
+_CLIPS_AT_ONCE, _QUERIES_AT_ONCE, _GLANCES_AT_ONCE = 10_000, 50_000, 20_000  # so that most of it stays in the cache
 _EVERY = 2  # steps between windows that can be found; those that are looked up begin at every step
 _LAG = 4  # steps over which change is looked at
 _UNSURE, _UNSURE_MIRRORED = 4, 2  # bits that may be wrong
-_MOST_ALIKE = (
-    32  # the best clips with a word: a clip is compared with no more, or a thousand alike would make a million
-)
-_STILL = 0.03  # change of less is noise; twice what a still camera's is, of a picture of energy 1
-_FAR_PICTURE, _FAR_CHANGE, _FAR = (
-    10,
-    8,
-    6.0,
-)  # bits of K that differ: of either word, and on average around; by chance 12
+_MOST_ALIKE = 32  # the best clips with a word; with no bound, a thousand alike would make a million pairs
+_STILL = 0.03  # change of less is noise: twice what a still camera's is, of a picture of energy 1
+# Bits of K that may differ: of the words of picture and of change, and on average around. By chance 12 do.
+_FAR_PICTURE, _FAR_CHANGE, _FAR = 10, 8, 6.0
 _AROUND = (-4, -2, 0, 2, 4)  # steps
 _GLANCES, _UNLIKE = 8, 0.4  # steps compared, and a correlation too low to look any closer
 _MIRRORED = np.uint32(sum(1 << i for i in range(K) if MIRROR[i] < 0))
 
 
-class Windows(NamedTuple):
+class Windows:
     """The windows of all clips.
 
     Attributes:
         clip: S, the position of the clip.
-        first: of each clip, its first step.
         valid: S, false for the last steps of a clip, where no window begins.
+        findable: S, whether a window can be found.
         words: of picture and of change, S each.
         still: S, whether there is no change to speak of.
         asked: for picture and for change, Q each: the windows that are looked up, where a word is new.
-        unsure: likewise, Q _UNSURE: the bits that each word is least sure of.
+        unsure: likewise, Q _UNSURE: the places of the bits that each word is least sure of.
     """
 
-    clip: np.ndarray
-    first: np.ndarray
-    valid: np.ndarray
-    words: tuple[np.ndarray, np.ndarray]
-    still: np.ndarray
-    asked: tuple[np.ndarray, np.ndarray]
-    unsure: tuple[np.ndarray, np.ndarray]
+    def __init__(self, hashes: Hashes) -> None:
+        count = int(hashes.counts.sum())
+        self.clip = np.repeat(np.arange(len(hashes.counts), dtype=np.int32), hashes.counts)
+        self.valid, self.findable, self.still = (np.empty(count, bool) for _ in range(3))
+        self.words = np.empty(count, np.uint32), np.empty(count, np.uint32)
+        asked: tuple[list[np.ndarray], ...] = ([], [])
+        unsure: tuple[list[np.ndarray], ...] = ([], [])
+        for low in range(0, len(hashes.counts), _CLIPS_AT_ONCE):
+            for which, (places, bits) in enumerate(self._fill(hashes, low, low + _CLIPS_AT_ONCE)):
+                asked[which].append(places)
+                unsure[which].append(bits)
+        self.asked = [np.concatenate(parts) for parts in asked]
+        self.unsure = [np.concatenate(parts) for parts in unsure]
+
+    def _fill(self, hashes: Hashes, low: int, high: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Do so for some clips; give ``asked`` and ``unsure`` of each word."""
+        counts, values = hashes.counts[low:high], hashes.steps(low, high)
+        place, ends = np.arange(len(values)), np.repeat(np.cumsum(counts), counts)
+        local = place - ends + np.repeat(counts, counts)
+        at = np.minimum(place, ends - FEWEST)
+        sums = values + np.concatenate([values[1:], values[:1]])
+        pictures, changes = sums[at], sums[np.minimum(at + _LAG, ends - 2)] - sums[at]
+        begin = int(hashes.first[low])
+        span = slice(begin, begin + len(values))
+        self.valid[span] = valid = place == at
+        self.findable[span] = valid & (local % _EVERY == 0)
+        self.still[span] = np.square(changes).sum(axis=1) < _STILL**2
+        for which, sizes in enumerate((pictures, changes)):
+            self.words[which][span] = words = _words(sizes)
+            new = valid & ((local == 0) | np.concatenate([[True], words[1:] != words[:-1]]))
+            yield (np.flatnonzero(new) + begin).astype(np.int32), _weakest(sizes[new])
 
 
 def candidates(packed: pa.ChunkedArray) -> np.ndarray:
@@ -73,43 +91,16 @@ def candidates(packed: pa.ChunkedArray) -> np.ndarray:
     hashes = Hashes(packed)
     found = [np.empty((0, 3), np.int32)]
     if len(hashes.counts):
-        windows = _windows(hashes)
+        windows = Windows(hashes)
         for which in (0, 1):
             order, begins = _table(windows, which)
+            present = begins[1:] > begins[:-1]
             for first in range(0, len(windows.asked[which]), _QUERIES_AT_ONCE):
                 for mirrored in (0, 1):
                     batch = slice(first, first + _QUERIES_AT_ONCE)
-                    places = _look_up(windows, which, batch, mirrored, order, begins)
-                    found.append(_glance(hashes, windows, *places, mirrored))
+                    places = _look_up(windows, which, batch, mirrored, order, begins, present)
+                    found.append(_glance(hashes, windows.clip, *places, mirrored))
     return np.unique(np.concatenate(found), axis=0)
-
-
-def _windows(hashes: Hashes) -> Windows:
-    fields = zip(*_parts(hashes), strict=True)
-    valid, pictures, changes, still, *rest = (np.concatenate(field) for field in fields)
-    clip = np.repeat(np.arange(len(hashes.counts), dtype=np.int32), hashes.counts)
-    return Windows(clip, hashes.first, valid, (pictures, changes), still, (rest[0], rest[1]), (rest[2], rest[3]))
-
-
-def _parts(hashes: Hashes) -> Iterator[tuple[np.ndarray, ...]]:
-    """The fields of Windows, some clips at a time."""
-    for low in range(0, len(hashes.counts), _CLIPS_AT_ONCE):
-        counts = hashes.counts[low : low + _CLIPS_AT_ONCE]
-        values = hashes.steps(low, low + len(counts))
-        place, ends = np.arange(len(values)), np.repeat(np.cumsum(counts), counts)
-        valid = place <= ends - FEWEST
-        at = np.minimum(place, ends - FEWEST)
-        later = np.minimum(at + _LAG, ends - 2)
-        sums = values + np.concatenate([values[1:], values[:1]])
-        pictures, changes = sums[at], sums[later] - sums[at]
-        words = _words(pictures), _words(changes)
-        starts = np.concatenate([[True], ends[1:] != ends[:-1]])
-        new = [valid & (starts | np.concatenate([[True], word[1:] != word[:-1]])) for word in words]
-        still = np.square(changes).sum(axis=1) < _STILL**2
-        asked = [np.flatnonzero(which) for which in new]
-        unsure = _weakest(pictures[new[0]]), _weakest(changes[new[1]])
-        begin = int(hashes.first[low])
-        yield (valid, *words, still, asked[0] + begin, asked[1] + begin, *unsure)
 
 
 def _words(values: np.ndarray) -> np.ndarray:
@@ -131,18 +122,24 @@ def _weakest(values: np.ndarray) -> np.ndarray:
 
 def _table(windows: Windows, which: int) -> tuple[np.ndarray, np.ndarray]:
     """Windows in the order of their words, one for each word of a clip, and where in it each of 2 ** K words begins."""
-    step = np.arange(len(windows.clip), dtype=np.int32)
-    order = step[windows.valid & ((step - windows.first[windows.clip]) % _EVERY == 0)]
+    order = np.flatnonzero(windows.findable).astype(np.int32)
     words = windows.words[which]
     order = order[np.argsort(words[order], kind="stable")]
     again = (words[order[1:]] == words[order[:-1]]) & (windows.clip[order[1:]] == windows.clip[order[:-1]])
     order = order[np.concatenate([[True], ~again])]
-    counts = np.bincount(words[order], minlength=1 << K)
-    return order, np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    begins = np.zeros((1 << K) + 1, np.int32)
+    np.cumsum(np.bincount(words[order], minlength=1 << K), out=begins[1:])
+    return order, begins
 
 
 def _look_up(
-    windows: Windows, which: int, batch: slice, mirrored: int, order: np.ndarray, begins: np.ndarray
+    windows: Windows,
+    which: int,
+    batch: slice,
+    mirrored: int,
+    order: np.ndarray,
+    begins: np.ndarray,
+    present: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Windows that ask, and windows of better clips that they find: P each."""
     asked, unsure = windows.asked[which][batch], windows.unsure[which][batch]
@@ -150,10 +147,9 @@ def _look_up(
     for i in range(_UNSURE_MIRRORED if mirrored else _UNSURE):
         probes = np.concatenate([probes, probes ^ (np.uint32(1) << unsure[:, i : i + 1].astype(np.uint32))], axis=1)
     per, probes = probes.shape[1], probes.ravel()
-    begin = begins[probes]
-    count = np.minimum(begins[probes + 1] - begin, _MOST_ALIKE)
-    some = np.flatnonzero(count)
-    begin, count = begin[some], count[some]
+    some = np.flatnonzero(present[probes])
+    begin = begins[probes[some]]
+    count = np.minimum(begins[probes[some] + 1] - begin, _MOST_ALIKE)
     query = np.repeat(asked[some // per], count)
     rank = np.arange(len(query)) - np.repeat(np.cumsum(count) - count, count)
     found = order[np.repeat(begin, count) + rank]
@@ -190,10 +186,10 @@ def _around(windows: Windows, one: np.ndarray, other: np.ndarray, mirrored: int)
     return total / np.maximum(count, 1)
 
 
-def _glance(hashes: Hashes, windows: Windows, query: np.ndarray, found: np.ndarray, mirrored: int) -> np.ndarray:
+def _glance(hashes: Hashes, clip: np.ndarray, query: np.ndarray, found: np.ndarray, mirrored: int) -> np.ndarray:
     """The pairs, N 3 as of ``candidates``, that look alike at a few steps when aligned as they were found."""
-    clips = windows.clip[query], windows.clip[found]
-    offsets = (found - windows.first[clips[1]]) - (query - windows.first[clips[0]])
+    clips = clip[query], clip[found]
+    offsets = (found - hashes.first[clips[1]]) - (query - hashes.first[clips[0]])
     rows = np.stack([*clips, offsets], axis=1)
     rows = np.unique(rows, axis=0) if len(rows) else rows.reshape(0, 3)
     alike = [np.empty((0, 3), np.int32)]

@@ -1,8 +1,8 @@
 """A perceptual hash of a whole clip: what it shows, coarsely, four times a second.
 
-Suffixes in this file: T steps in time, K coefficients. A picture is its lowest K cosine coefficients without the mean, as
-in pHash (Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010), but kept as numbers: what
-tells a copy from the next seconds of the same shot is how they change, and that is often less than a bit of a picture.
+Suffixes in this file: T steps in time, K coefficients. A picture is its lowest K cosine coefficients without the mean,
+as in pHash (Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010), but kept as numbers: what tells
+a copy from the next seconds of the same shot is how they change, and that is often less than a bit of a picture.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ _ORDER = sorted(
     key=lambda at: (1.44 * at[0] ** 2 + at[1] ** 2, at),
 )[:K]
 _DOWN, _ACROSS = (np.array(axis) for axis in zip(*_ORDER, strict=True))
+FREQUENCIES = np.hypot(1.2 * _DOWN, _ACROSS)
 MIRROR = np.where(_ACROSS % 2, -1, 1).astype(np.float32)  # what mirroring does to the coefficients
 
 
@@ -140,7 +141,8 @@ class Hashes:
 
     def steps(self, low: int, high: int) -> np.ndarray:
         """The steps of the clips from ``low`` to ``high``, one clip after the other: T K."""
-        counts, clips = self.counts[low:high], np.arange(low, high)
+        counts = self.counts[low:high]
+        clips = np.arange(low, low + len(counts))
         local = np.arange(counts.sum()) - np.repeat(self.first[low:high] - self.first[low], counts)
         return self._read(np.repeat(clips, counts), local)
 
