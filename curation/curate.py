@@ -37,8 +37,8 @@ class Curate:
         output: the output directory.
         base: relative video names are relative to this folder.
         first: load the part and decode; last: commit.
-        whole: where this link begins a later round: the stage over the whole table. Its results come as ``part.clips``,
-            by ``clip_id``; the rest is loaded as the round before has committed it, and nothing is decoded.
+        whole: instead of ``first``, where a later round begins: the stage over the whole table. Its results come as
+            ``part.clips``, by ``clip_id``; the rest is loaded as the round before has committed it.
         ahead: names of the stages of later rounds.
         retry_failed: try failed videos and clips again.
     """
@@ -67,8 +67,6 @@ class Curate:
         try:
             for step in self.steps:
                 step.stage.setup()
-            if self.whole:
-                return
             if self.first and settings.isolate:
                 self._child = Isolated(self._decoder, stall_s=settings.stall_s, memory_bytes=settings.memory_mb << 20)
                 self._child.start()
@@ -138,12 +136,13 @@ class Curate:
     def _take_results(self, part: Part, step: Step) -> Part:
         """The part as the round before has committed it, with what the stage over the whole table says of its clips."""
         schema, results = self.plan.clip_schema, {row["clip_id"]: row for row in part.clips.to_pylist()}
+        order = {step.mark: place for place, step in enumerate(self.plan.steps)}
         rows = conform(self._store.read("clips", part.id), schema).to_pylist()
         for row in rows:
             result = results[row["clip_id"]]
             row.update({name: result[name] for name in step.stage.writes.names})
             others = [mark for mark in row["measured"] if mark.partition("@")[0] != step.stage.name]
-            row["measured"] = others + result["measured"]
+            row["measured"] = sorted(others + result["measured"], key=order.__getitem__)
         judged = judge(pa.Table.from_pylist(rows, schema=schema), step.rules).to_pylist()
         part.clips = pa.Table.from_pylist([self._fail_late(row) for row in judged], schema=schema)
         return part

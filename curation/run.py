@@ -103,11 +103,10 @@ def curate(
     ranges = decode_long_films(store, plan, engine, base, parts, rounds[0][0], progress)
     metrics: collections.Counter[str] = collections.Counter()
     for steps in rounds:
-        if steps[0].whole:
-            parts = over_the_whole_table(store, plan, steps[0].whole, parts)
-        progress.begin(
-            steps[0].whole.stage.name if steps[0].whole else "curating", total=sum(p.videos.num_rows for p in parts)
-        )
+        if whole := steps[0].whole:
+            parts = over_the_whole_table(store, plan, whole, parts)
+        label = whole.stage.name if whole else "curating"
+        progress.begin(label, total=sum(part.videos.num_rows for part in parts))
         done = []
         for part in engine(parts, steps):
             metrics.update(part.metrics)
@@ -278,7 +277,7 @@ def chains(plan: Plan, output: str, base: str, retry_failed: bool) -> list[list[
             groups.insert(0, [])
         ahead = frozenset(step.stage.name for later in rounds[number + 1 :] for step in later)
         links = [Curate(plan, group, output, base, first=False, last=False, ahead=ahead) for group in groups]
-        links[0] = dataclasses.replace(links[0], first=True, whole=whole, retry_failed=retry_failed)
+        links[0] = dataclasses.replace(links[0], first=not whole, whole=whole, retry_failed=retry_failed)
         links[-1] = dataclasses.replace(links[-1], last=True)
         all_links.append(links)
     return all_links

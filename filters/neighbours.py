@@ -22,13 +22,13 @@ from filters.video_hash import FEWEST, MIRROR, Hashes, K
 _CLIPS_AT_ONCE, _QUERIES_AT_ONCE, _GLANCES_AT_ONCE = 10_000, 50_000, 20_000  # so that most of it stays in the cache
 _EVERY = 2  # steps between windows that can be found; those that are looked up begin at every step
 _LAG = 4  # steps over which change is looked at
-_UNSURE, _UNSURE_MIRRORED = 4, 2  # bits that may be wrong
+_UNSURE, _UNSURE_MIRRORED = 4, 1  # bits that may be wrong
 _MOST_ALIKE = 32  # the best clips with a word; with no bound, a thousand alike would make a million pairs
 _STILL = 0.03  # change of less is noise: twice what a still camera's is, of a picture of energy 1
 # Bits of K that may differ: of the words of picture and of change, and on average around. By chance 12 do.
 _FAR_PICTURE, _FAR_CHANGE, _FAR = 10, 8, 6.0
 _AROUND = (-4, -2, 0, 2, 4)  # steps
-_GLANCES, _UNLIKE = 8, 0.4  # steps compared, and a correlation too low to look any closer
+_GLANCES, _UNLIKE = 8, 0.6  # steps compared, and a correlation too low to look any closer
 _MIRRORED = np.uint32(sum(1 << i for i in range(K) if MIRROR[i] < 0))
 
 
@@ -93,12 +93,11 @@ def candidates(packed: pa.ChunkedArray) -> np.ndarray:
     if len(hashes.counts):
         windows = Windows(hashes)
         for which in (0, 1):
-            order, begins = _table(windows, which)
-            present = begins[1:] > begins[:-1]
+            table = _table(windows, which)
             for first in range(0, len(windows.asked[which]), _QUERIES_AT_ONCE):
                 for mirrored in (0, 1):
                     batch = slice(first, first + _QUERIES_AT_ONCE)
-                    places = _look_up(windows, which, batch, mirrored, order, begins, present)
+                    places = _look_up(windows, which, batch, mirrored, table)
                     found.append(_glance(hashes, windows.clip, *places, mirrored))
     return np.unique(np.concatenate(found), axis=0)
 
@@ -120,8 +119,11 @@ def _weakest(values: np.ndarray) -> np.ndarray:
     return places
 
 
-def _table(windows: Windows, which: int) -> tuple[np.ndarray, np.ndarray]:
-    """Windows in the order of their words, one for each word of a clip, and where in it each of 2 ** K words begins."""
+def _table(windows: Windows, which: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Windows in the order of their words, one for each word of a clip.
+
+    Then, for each of the 2 ** K words, where in it its windows begin, and whether it has any: that is quick to look up.
+    """
     order = np.flatnonzero(windows.findable).astype(np.int32)
     words = windows.words[which]
     order = order[np.argsort(words[order], kind="stable")]
@@ -129,19 +131,14 @@ def _table(windows: Windows, which: int) -> tuple[np.ndarray, np.ndarray]:
     order = order[np.concatenate([[True], ~again])]
     begins = np.zeros((1 << K) + 1, np.int32)
     np.cumsum(np.bincount(words[order], minlength=1 << K), out=begins[1:])
-    return order, begins
+    return order, begins, begins[1:] > begins[:-1]
 
 
 def _look_up(
-    windows: Windows,
-    which: int,
-    batch: slice,
-    mirrored: int,
-    order: np.ndarray,
-    begins: np.ndarray,
-    present: np.ndarray,
+    windows: Windows, which: int, batch: slice, mirrored: int, table: tuple[np.ndarray, np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Windows that ask, and windows of better clips that they find: P each."""
+    order, begins, present = table
     asked, unsure = windows.asked[which][batch], windows.unsure[which][batch]
     probes = (windows.words[which][asked] ^ _flip(mirrored))[:, None]
     for i in range(_UNSURE_MIRRORED if mirrored else _UNSURE):

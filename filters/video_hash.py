@@ -1,8 +1,8 @@
 """A perceptual hash of a whole clip: what it shows, coarsely, four times a second.
 
 Suffixes in this file: T steps in time, K coefficients. A picture is its lowest K cosine coefficients without the mean,
-as in pHash (Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010), but kept as numbers: what tells
-a copy from the next seconds of the same shot is how they change, and that is often less than a bit of a picture.
+as in pHash (Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010), but kept as numbers:
+what tells a copy from the next seconds of the same shot is how they change, and that is often less than a bit.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import pyarrow as pa
 from curation.frames import PACKED, SHEET, Frames, pack
 from curation.stage import Stage
 from curation.table import CLIPS, Store
+from filters.video_hash import VideoHash
 
 
 def contents(output: Path) -> dict[str, Any]:
@@ -90,6 +91,11 @@ def batch_for(stage: Stage, count: int) -> pa.Table:
             continue
         if column == "video_path":
             table = table.append_column(column, pa.array([f"/nowhere/v{i}.mp4" for i in range(count)]))
+        elif column == "bit_rate":
+            table = table.append_column(column, pa.array([1e6] * count, pa.float64()))
+        elif column == "video_hash":
+            clips = [moving_frames(VideoHash.frames, seed=i) for i in range(count)]
+            table = table.append_column(column, pa.array([VideoHash().score(*clip) for clip in clips], pa.binary()))
         elif column == "frames":
             sheets = [sheet_cell(*moving_frames(stage.frames, count=3, seed=i)) for i in range(count)]  # type: ignore[attr-defined]
             table = table.append_column(column, pa.array(sheets, SHEET))
