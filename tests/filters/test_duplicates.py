@@ -142,9 +142,9 @@ def test_neither_the_order_of_the_clips_nor_other_clips_matter() -> None:
     assert dict(zip(few["clip_id"].to_pylist(), duplicates(few), strict=True)).items() <= known.items()
 
 
-def test_hundreds_of_copies_have_one_original() -> None:
+def test_a_hundred_copies_have_one_original() -> None:
     frames = take(2)
-    found = duplicates(clips([hash_of(frames[i % 3 :]) for i in range(300)]))
+    found = duplicates(clips([hash_of(frames[i % 3 :]) for i in range(100)]))
     assert [of for of, _ in found].count(None) == 1
 
 
