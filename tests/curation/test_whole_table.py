@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,11 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {film.name: folder / film.name for film in (CUTS, SMALL, OTHER)}
 
 
-def go(output: Path, *videos: Path, last: Any = "sidecar_captions", **changes: Any) -> Summary:
+def go(output: Path, *videos: Path, last: Any = "sidecar_captions", shards: bool = False, **changes: Any) -> Summary:
     file = output.parent / "p.yaml"
     stages = [DECODE, "video_hash", "duplicates", last]
     file.write_text(json.dumps({"p": {"stages": stages, "keep": KEEP, **changes}}))
-    return run("p", [str(video) for video in videos], output, config=str(file), engine="local", shards=False)
+    return run("p", [str(video) for video in videos], output, config=str(file), engine="local", shards=shards)
 
 
 def rows(output: Path) -> dict[str, list[dict[str, Any]]]:
@@ -138,12 +139,18 @@ def test_clips_that_were_rejected_before_are_no_candidates(films: dict[str, Path
     assert sum(row["duplicate_of"] in small for row in found["hard_cuts.mp4"]) >= 3
 
 
+def test_only_the_best_copies_are_packed_and_hashes_stay_in_the_table(films: dict[str, Path], tmp_path: Path) -> None:
+    summary = go(tmp_path / "out", films["hard_cuts.mp4"], films["a_small.webm"], shards=True)
+    assert summary.shards["samples"] == summary.clips["kept"] < 6
+    with tarfile.open(tmp_path / "out" / "shards" / "000000.tar") as tar:
+        abouts = [json.load(tar.extractfile(name)) for name in tar.getnames() if name.endswith(".json")]  # type: ignore[arg-type]
+    assert all("video_hash" not in about and about["duplicate_of"] is None for about in abouts)
+
+
 @pytest.mark.slow
 def test_ray_gives_the_same(films: dict[str, Path], tmp_path: Path) -> None:
     go(tmp_path / "local", *films.values())
     script = "import sys; from curation.run import run; run('p', sys.argv[3:], sys.argv[2], config=sys.argv[1], shards=False)"
     videos = map(str, films.values())
-    subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "p.yaml"), str(tmp_path / "ray"), *videos], check=True
-    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "p.yaml"), str(tmp_path / "ray"), *videos], check=True)
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")

@@ -37,9 +37,7 @@ def clips(hashes: list[bytes | None], **columns: list[object]) -> pa.Table:
     count = len(hashes)
     rest = {"status": "kept", "width": 640, "height": 360, "bit_rate": 1e6, "duration_s": 5.0}
     values = {name: [value] * count for name, value in rest.items()} | columns
-    return pa.table(
-        {"video_hash": pa.array(hashes, pa.binary()), "clip_id": [f"c{i}" for i in range(count)], **values}
-    )
+    return pa.table({"video_hash": pa.array(hashes, pa.binary()), "clip_id": [f"c{i}" for i in range(count)], **values})
 
 
 def duplicates(table: pa.Table) -> list[tuple[str | None, float | None]]:
