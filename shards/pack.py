@@ -28,7 +28,7 @@ from shards.encode import VERSION, Cut, Cutter
 T = TypeVar("T")
 
 STAGE = "shards"  # named in the error of a clip that could not be delivered
-_NOT_IN_JSON = frozenset({"status", "reason", "error", "frame_captions", "seekable", *SHARDED.names})
+_NOT_IN_JSON = frozenset({"status", "reason", "error", "frame_captions", "seekable", "video_hash", *SHARDED.names})
 _DECIDES_NOTHING = frozenset({"max_samples", "stall_s"})  # about the bytes of a clip
 _MEMORY_BYTES = 6 << 30  # decoder and encoder of one clip; slow presets look far ahead
 _FACTS = ("num_frames", "fps", "width", "height", "codec", "has_audio")

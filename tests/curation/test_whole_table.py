@@ -1,4 +1,4 @@
-"""Stages over the whole table: the same result however the table came about, and nothing after them for what they reject."""
+"""Stages over the whole table: the same result however the table came about, and no work on what they reject."""
 
 from __future__ import annotations
 
@@ -150,7 +150,8 @@ def test_only_the_best_copies_are_packed_and_hashes_stay_in_the_table(films: dic
 @pytest.mark.slow
 def test_ray_gives_the_same(films: dict[str, Path], tmp_path: Path) -> None:
     go(tmp_path / "local", *films.values())
-    script = "import sys; from curation.run import run; run('p', sys.argv[3:], sys.argv[2], config=sys.argv[1], shards=False)"
+    call = "run('p', sys.argv[3:], sys.argv[2], config=sys.argv[1], shards=False)"
+    script = f"import sys; from curation.run import run; {call}"
     videos = map(str, films.values())
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "p.yaml"), str(tmp_path / "ray"), *videos], check=True)
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
