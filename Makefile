@@ -33,6 +33,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.long_film
 	$(BIN)/python -m benchmarks.shots
 	$(BIN)/python -m benchmarks.filters
+	$(BIN)/python -m benchmarks.duplicates
 
 clean:
 	rm -rf .venv build dist *.egg-info cutroom-demo cutroom-out

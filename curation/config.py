@@ -23,7 +23,7 @@ from curation.errors import ConfigError, MissingError, UsageError, nearest, one_
 from curation.model_files import MissingWeightsError
 from curation.plan import Plan, ShardSettings, Step, is_dense
 from curation.rules import Rule
-from curation.stage import Filter, Stage
+from curation.stage import Filter, Stage, TableStage
 from curation.table import CAPTIONS, CLIPS, extend
 from filters import FILTERS
 from shards.codecs import misfit
@@ -31,7 +31,7 @@ from shards.codecs import misfit
 STAGES: dict[str, str] = {"decode": "curation.decode:Decode", **FILTERS, **CAPTIONERS}
 
 # Columns that stages may read besides those of the table: they are made when needed and not stored.
-DERIVED = ("video_path", "frames")
+DERIVED = ("video_path", "bit_rate", "frames")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -266,8 +266,15 @@ def _check_order(document: Document, pipeline: str, stages: list[Stage]) -> None
                     (*path, i), f"stage {stage.name!r} writes {column!r}, which {writers[column]!r} writes too"
                 )
             writers[column] = stage.name
-        if is_dense(stage) and (late := [c for c in stage.reads if c not in CLIPS.names]):
-            raise document.error((*path, i), f"stage {stage.name!r} runs while decoding and cannot read {late} yet")
+        _check_reads(document, (*path, i), stage)
+
+
+def _check_reads(document: Document, path: tuple[Hashable, ...], stage: Stage) -> None:
+    """A stage that does not run on one part after decoding cannot read everything."""
+    if is_dense(stage) and (late := [c for c in stage.reads if c not in CLIPS.names]):
+        raise document.error(path, f"stage {stage.name!r} runs while decoding and cannot read {late} yet")
+    if isinstance(stage, TableStage) and (derived := [c for c in stage.reads if c in ("video_path", "frames")]):
+        raise document.error(path, f"stage {stage.name!r} runs on all clips at once and cannot read {derived}")
 
 
 def _plan(document: Document, pipeline: str, spec: Spec, stages: list[Stage]) -> Plan:

@@ -37,6 +37,9 @@ class Curate:
         output: the output directory.
         base: relative video names are relative to this folder.
         first: load the part and decode; last: commit.
+        whole: instead of ``first``, where a later round begins: the stage over the whole table. Its results come as
+            ``part.clips``, by ``clip_id``; the rest is loaded as the round before has committed it.
+        ahead: names of the stages of later rounds.
         retry_failed: try failed videos and clips again.
     """
 
@@ -47,6 +50,8 @@ class Curate:
     first: bool = True
     last: bool = True
     retry_failed: bool = False
+    whole: Step | None = None
+    ahead: frozenset[str] = frozenset()
 
     @property
     def needs(self) -> Needs:
@@ -74,7 +79,9 @@ class Curate:
 
     def __call__(self, part: Part) -> Part:
         self._has_sheets = part.frames.num_rows > 0  # an earlier link may have read them
-        if self.first:
+        if self.whole:
+            part = self._take_results(part, self.whole)
+        elif self.first:
             part = self._decode_missing(self._load(part))
         for step in self.steps:
             part = self._measure(part, step)
@@ -122,7 +129,8 @@ class Curate:
     def _reset(self, clip: dict[str, Any], video: str) -> dict[str, Any]:
         """A stored row as this run starts from it: only marks of this plan count, and rules are judged afresh.
 
-        A failure stands only while the stage that failed would do the same again.
+        A failure stands only while the stage that failed would do the same again. That of a stage of a later round
+        waits in ``error`` for that round: until then the clip is as good as any.
         """
         marks = {step.mark: step.stage for step in self.plan.steps}
         measured = [mark for mark in clip["measured"] if mark in marks]
@@ -133,8 +141,30 @@ class Curate:
             if self.retry_failed or not again:
                 measured = [mark for mark in measured if marks[mark].name != by]
                 error = None
-        status = "failed" if error else "kept"
+        status = "failed" if error and failed_stage(error) not in self.ahead else "kept"
         return {**clip, "video": video, "measured": measured, "error": error, "status": status, "reason": None}
+
+    def _take_results(self, part: Part, step: Step) -> Part:
+        """The part as the round before has committed it, with what the stage over the whole table says of its clips."""
+        schema, results = self.plan.clip_schema, {row["clip_id"]: row for row in part.clips.to_pylist()}
+        rows = self._with_apart(part.id, self._store.read("clips", part.id)).to_pylist()
+        for row in rows:
+            result = results[row["clip_id"]]
+            row.update({name: result[name] for name in step.stage.writes.names})
+            others = [mark for mark in row["measured"] if mark.partition("@")[0] != step.stage.name]
+            row["measured"] = others + result["measured"]
+        judged = judge(pa.Table.from_pylist(rows, schema=schema), step.rules).to_pylist()
+        part.clips = pa.Table.from_pylist([self._fail_late(row) for row in judged], schema=schema)
+        return part
+
+    def _fail_late(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Bring back the failure that waited for this round; a clip that is rejected by now would not have failed."""
+        by = failed_stage(row["error"] or "")
+        if row["status"] == "failed" or not by or (row["status"] == "kept" and by in self.ahead):
+            return row
+        if row["status"] == "kept":
+            return {**row, "status": "failed"}
+        return {**row, "error": None, "measured": [mark for mark in row["measured"] if mark.partition("@")[0] != by]}
 
     def _load_sheets(self, part: Part) -> None:
         """Contact sheets are large and seldom needed again, so they are read only on demand."""
@@ -215,6 +245,8 @@ class Curate:
         if "video_path" in wants:
             paths = [os.path.join(self.base, video) for video in clips["video"].to_pylist()]
             clips = clips.append_column("video_path", pa.array(paths, pa.string()))
+        if "bit_rate" in wants:
+            clips = clips.append_column("bit_rate", bit_rates(clips, part.videos))
         if "frames" in wants:
             self._load_sheets(part)
             clips = clips.append_column("frames", attach_sheets(clips["clip_id"], part.frames))
@@ -227,9 +259,8 @@ class Curate:
         order = [step.mark for step in self.plan.steps]  # however often some of them were run again
         measured = [sorted(marks, key=order.index) for marks in part.clips["measured"].to_pylist()]
         field, position = CLIPS.field("measured"), part.clips.schema.get_field_index("measured")
-        part.clips = part.clips.set_column(position, field, pa.array(measured, field.type)).replace_schema_metadata(
-            None
-        )
+        part.clips = part.clips.set_column(position, field, pa.array(measured, field.type))
+        part.clips = part.clips.replace_schema_metadata(None)
         self._store.commit(part, sheets="sheets_changed" in part.metrics)
         return Part(part.id, part.videos, conform(part.clips, CLIPS), metrics=part.metrics)
 
@@ -252,8 +283,14 @@ def carry_over(new: pa.Table, old: pa.Table, plan: Plan) -> pa.Table:
         row.update({name: before[name] for name in schema.names if name not in dense})
         row["measured"] += [mark for mark in before["measured"] if mark.partition("@")[0] not in fresh_names]
         if before["error"] and not row["error"] and failed_stage(before["error"]) not in fresh_names:
-            row.update(status="failed", error=before["error"])
+            row.update(status=before["status"], error=before["error"])
     return pa.Table.from_pylist(rows, schema=schema)
+
+
+def bit_rates(clips: pa.Table, videos: pa.Table) -> pa.Array:
+    """Bits per second of the file that each clip comes from, sound and all; null where its length is not known."""
+    rates = {row["video_id"]: 8 * row["bytes"] / row["duration_s"] for row in videos.to_pylist() if row["duration_s"]}
+    return pa.array([rates.get(video) for video in clips["video_id"].to_pylist()], pa.float64())
 
 
 def attach_sheets(ids: pa.ChunkedArray, frames: pa.Table) -> pa.Array:

@@ -9,7 +9,7 @@ import pyarrow as pa
 from annotated_types import Ge, Gt, Le
 
 from curation.rules import Rule
-from curation.stage import Filter, Stage, operational
+from curation.stage import Filter, Stage, TableStage, operational
 from curation.table import CAPTIONS, CLIPS, SHARDED, extend
 
 
@@ -65,6 +65,16 @@ class Plan:
     def later(self) -> list[Step]:
         """Stages that need no decoding."""
         return [step for step in self.steps[1:] if not is_dense(step.stage)]
+
+    @property
+    def rounds(self) -> list[list[Step]]:
+        """``later`` in rounds: all parts go through one before the next begins with a stage over the whole table."""
+        rounds: list[list[Step]] = [[]]
+        for step in self.later:
+            if isinstance(step.stage, TableStage):
+                rounds.append([])
+            rounds[-1].append(step)
+        return rounds
 
     @property
     def rules(self) -> dict[str, Rule]:

@@ -14,6 +14,7 @@ from rich.table import Table
 from curation.errors import UsageError
 from curation.output import RUN_FILE, read_run_file
 from curation.plan import Plan, is_dense
+from curation.stage import TableStage
 from curation.summary import Summary, score_table, summarise
 from curation.table import Store
 
@@ -143,6 +144,7 @@ def say_plans(plans: list[Plan], missing: Mapping[str, str], *, json: bool = Fal
             table.add_column(name)
         for step in plan.steps:
             runs = "while decoding" if step is plan.decode or is_dense(step.stage) else "after decoding"
+            runs = "on all clips at once" if isinstance(step.stage, TableStage) else runs
             writes = "clips, contact sheets" if step is plan.decode else ", ".join(step.stage.writes.names)
             keeps = ", ".join(f"{column} {rule}" for column, rule in step.rules.items())
             table.add_row(step.stage.name, runs, writes, escape(keeps))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import hashlib
 import itertools
 import os
@@ -11,20 +12,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from curation.config import load_plan
-from curation.curate import Curate
+from curation.curate import Curate, bit_rates
 from curation.decode import Decode
 from curation.engine import Engine, EngineName, chunk, make_engine
 from curation.fingerprint import Fingerprint
 from curation.inputs import Inputs, find_videos
 from curation.output import check_output, locked, write_run_file
-from curation.plan import Plan, ShardSettings
+from curation.plan import Plan, ShardSettings, Step
 from curation.progress import Progress
 from curation.ranges import DecodeRange, RangeStore, range_parts
+from curation.stage import run_stage
 from curation.summary import Summary, summarise
-from curation.table import FRAMES, NOT_DECODED, VIDEOS, Part, Store, without_apart
+from curation.table import CLIPS, FRAMES, NOT_DECODED, VIDEOS, Part, Store, without_apart
 from shards.write import ShardSet
 
 _MAX_THREADS = 8
@@ -96,15 +99,21 @@ def curate(
     videos = [same.get(os.path.realpath(os.path.join(base, video)), video) for video in found.videos]
     present = fingerprinted(engine, base, videos, known, progress)
     parts, others = make_parts(store, base, present)
-    steps = chain(plan, str(store.root), base, retry_failed)
-    ranges = decode_long_films(store, plan, engine, base, parts, steps[0], progress)
+    rounds = chains(plan, str(store.root), base, retry_failed)
+    ranges = decode_long_films(store, plan, engine, base, parts, rounds[0][0], progress)
     metrics: collections.Counter[str] = collections.Counter()
-    status: dict[str, dict[str, Any]] = {}
-    progress.begin("curating", total=sum(part.videos.num_rows for part in parts))
-    for part in engine(parts, steps):
-        metrics.update(part.metrics)
-        status.update(zip(part.videos["video_id"].to_pylist(), part.videos.to_pylist(), strict=True))
-        progress.advance(part)
+    for steps in rounds:
+        if whole := steps[0].whole:
+            parts = over_the_whole_table(store, plan, whole, parts)
+        label = whole.stage.name if whole else "curating"
+        progress.begin(label, total=sum(part.videos.num_rows for part in parts))
+        done = []
+        for part in engine(parts, steps):
+            metrics.update(part.metrics)
+            progress.advance(part)
+            done.append(Part(part.id, part.videos))
+        parts = done
+    status = {row["video_id"]: row for part in parts for row in part.videos.to_pylist()}
     ranges.end()
     for row in others:
         if row["video_id"] in status:
@@ -235,16 +244,43 @@ def divide_videos(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield part
 
 
-def chain(plan: Plan, output: str, base: str, retry_failed: bool) -> list[Curate]:
-    """Group the stages into links of equal needs, so that each link can have workers of its own."""
-    groups = [list(group) for _, group in itertools.groupby(plan.later, key=lambda step: step.stage.needs)]
-    if not groups or groups[0][0].stage.needs != plan.decode.stage.needs:
-        groups.insert(0, [])
-    last = len(groups) - 1
+def over_the_whole_table(store: Store, plan: Plan, step: Step, parts: list[Part]) -> list[Part]:
+    """Run a stage over the clips of all parts at once; the parts come back with their clips' results."""
+    columns = [name for name in step.stage.inputs if name != "bit_rate"]
+    columns = list(dict.fromkeys(["clip_id", "video_id", "status", *columns]))
+    tables = []
+    for i, part in enumerate(parts):
+        clips = store.read("clips", part.id, columns)
+        clips = clips.append_column("bit_rate", bit_rates(clips, part.videos))
+        tables.append(clips.append_column("part", pa.array([i] * clips.num_rows, pa.int64())))
+    if not tables:
+        return []
+    clips = pa.concat_tables(tables).sort_by("clip_id")
+    for name in ("error", "measured"):
+        clips = clips.append_column(name, pa.nulls(clips.num_rows, CLIPS.field(name).type))
+    clips = run_stage(step.stage, clips, mark=step.mark, score_rejected=plan.score_rejected)
+    clips = clips.select(["part", "clip_id", "measured", *step.stage.writes.names]).sort_by("part")
+    ends = np.searchsorted(clips["part"].to_numpy(), np.arange(len(parts) + 1))
     return [
-        Curate(plan, group, output, base, first=i == 0, last=i == last, retry_failed=retry_failed)
-        for i, group in enumerate(groups)
+        Part(part.id, part.videos, clips.slice(first, end - first).combine_chunks())
+        for part, (first, end) in zip(parts, itertools.pairwise(ends), strict=True)
     ]
+
+
+def chains(plan: Plan, output: str, base: str, retry_failed: bool) -> list[list[Curate]]:
+    """The links of each round: its stages in groups of equal needs, so that each link can have workers of its own."""
+    rounds, all_links = plan.rounds, []
+    for number, steps in enumerate(rounds):
+        whole, steps = (steps[0], steps[1:]) if number else (None, steps)
+        groups = [list(group) for _, group in itertools.groupby(steps, key=lambda step: step.stage.needs)]
+        if not groups or groups[0][0].stage.needs != plan.decode.stage.needs:
+            groups.insert(0, [])
+        ahead = frozenset(step.stage.name for later in rounds[number + 1 :] for step in later)
+        links = [Curate(plan, group, output, base, first=False, last=False, ahead=ahead) for group in groups]
+        links[0] = dataclasses.replace(links[0], first=not whole, whole=whole, retry_failed=retry_failed)
+        links[-1] = dataclasses.replace(links[-1], last=True)
+        all_links.append(links)
+    return all_links
 
 
 def write_shards(

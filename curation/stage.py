@@ -136,6 +136,19 @@ class Filter(Stage):
         return {name: None if _is_nan(value) else value for name, value in row.items()}
 
 
+@dataclasses.dataclass(kw_only=True)
+class TableStage(Stage):
+    """A stage that must see the clips of the whole table at once: what it writes for one depends on the others.
+
+    ``process`` is called once in a run, in the driver, after all stages before it have run on all parts, with the clips
+    that are still kept, ordered by ``clip_id``; the stages after it skip what the rules on its columns reject. It is
+    given columns of the table, never pictures, and its result must not depend on anything else, so that adding videos
+    later gives what one run over everything gives. An exception is the run's: there is no clip to blame.
+    """
+
+    cached: ClassVar[bool] = False  # a new clip may change the result of an old one
+
+
 def run_stage(stage: Stage, clips: pa.Table, *, mark: str, score_rejected: bool = False) -> pa.Table:
     """Run ``stage`` on the clips that need it. Every engine, decode pass and test calls stages through this function.
 
@@ -190,6 +203,8 @@ def _process(stage: Stage, clips: pa.Table) -> list[dict[str, Any] | Exception]:
     except StageError:
         raise
     except Exception as error:  # any exception is the clip's, not the run's
+        if isinstance(stage, TableStage):
+            raise StageError(f"stage {stage.name!r} failed on the whole table: {one_line(error)}") from error
         if clips.num_rows == 1:
             return [error]
         half = clips.num_rows // 2

@@ -8,6 +8,7 @@ FILTERS: dict[str, str] = {
     "blockiness": "filters.blockiness:Blockiness",
     "classify": "filters.classify:Classify",
     "colour": "filters.colour:Colour",
+    "duplicates": "filters.duplicates:Duplicates",
     "embedding": "filters.embedding:Embedding",
     "learned": "filters.learned:Learned",
     "match": "filters.match:Match",
@@ -15,4 +16,5 @@ FILTERS: dict[str, str] = {
     "noise": "filters.noise:Noise",
     "quality": "filters.quality:Quality",
     "text": "filters.text:Text",
+    "video_hash": "filters.video_hash:VideoHash",
 }

@@ -28,7 +28,7 @@ from shards.encode import VERSION, Cut, Cutter
 T = TypeVar("T")
 
 STAGE = "shards"  # named in the error of a clip that could not be delivered
-_NOT_IN_JSON = frozenset({"status", "reason", "error", "frame_captions", "seekable", *SHARDED.names})
+_NOT_IN_JSON = frozenset({"status", "reason", "error", "frame_captions", "seekable", "video_hash", *SHARDED.names})
 _DECIDES_NOTHING = frozenset({"max_samples", "stall_s"})  # about the bytes of a clip
 _MEMORY_BYTES = 6 << 30  # decoder and encoder of one clip; slow presets look far ahead
 _FACTS = ("num_frames", "fps", "width", "height", "codec", "has_audio")
@@ -205,12 +205,13 @@ def encoding_key(settings: ShardSettings) -> str:
 
 
 def sample_json(row: dict[str, Any], settings: ShardSettings, cut: Cut | None = None) -> str:
-    """The clip's row without bulky columns, as it stands in the shard.
+    """The clip's row without bulky columns and bytes, as it stands in the shard.
 
     ``num_frames``, ``fps``, ``width``, ``height``, ``codec`` and ``has_audio`` are those of the MP4; ``encoding`` says
     how it was made. Without ``cut`` it is what decides the sample before anything is cut.
     """
-    about = {name: _finite(value) for name, value in row.items() if name not in _NOT_IN_JSON}
+    shown = {name: value for name, value in row.items() if name not in _NOT_IN_JSON and not isinstance(value, bytes)}
+    about = {name: _finite(value) for name, value in shown.items()}
     encoding: dict[str, Any] = {"key": encoding_key(settings)}
     if cut is not None:
         about.update(cut.facts)

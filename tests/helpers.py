@@ -16,6 +16,7 @@ import pyarrow as pa
 from curation.frames import PACKED, SHEET, Frames, pack
 from curation.stage import Stage
 from curation.table import CLIPS, Store
+from filters.video_hash import VideoHash
 
 DIMENSION = 8  # of embeddings in tests
 
@@ -138,6 +139,11 @@ def batch_for(stage: Stage, count: int) -> pa.Table:
             continue
         if column == "video_path":
             table = table.append_column(column, pa.array([f"/nowhere/v{i}.mp4" for i in range(count)]))
+        elif column == "bit_rate":
+            table = table.append_column(column, pa.array([1e6] * count, pa.float64()))
+        elif column == "video_hash":
+            clips = [moving_frames(VideoHash.frames, seed=i) for i in range(count)]
+            table = table.append_column(column, pa.array([VideoHash().score(*clip) for clip in clips], pa.binary()))
         elif column == "frames":
             frames = getattr(stage, "frames", Frames.sheet(long_side_px=64))
             sheets = [sheet_cell(*moving_frames(frames, count=3, seed=i)) for i in range(count)]

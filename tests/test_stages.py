@@ -16,7 +16,7 @@ import pytest
 from curation.config import STAGES
 from curation.errors import StageError
 from curation.frames import Frames
-from curation.stage import Filter, Stage, run_stage
+from curation.stage import Filter, Stage, TableStage, run_stage
 from tests.helpers import EXAMPLES, batch_for
 
 NAMES = sorted(set(STAGES) - {"decode"})
@@ -60,6 +60,10 @@ def test_one_broken_clip_among_good_ones_costs_only_itself(name: str) -> None:
     good = run_stage(stage, batch, mark="m@1")
     poisoned = poison(stage, batch, row=2)
     done = run_stage(stage, poisoned, mark="m@1")
+    if isinstance(stage, TableStage):  # it cannot leave one clip out; what is missing is unknown
+        assert done["status"].to_pylist() == ["kept"] * 5
+        assert [done[column][2].as_py() for column in stage.writes.names] == [None] * len(stage.writes)
+        return
     assert done["status"].to_pylist() == ["kept", "kept", "failed", "kept", "kept"]
     assert done["error"][2].as_py().startswith(f"{stage.name}: ")
     for column in stage.writes.names:
@@ -157,6 +161,31 @@ def test_a_stage_that_breaks_its_contract_stops_the_run(result: pa.Table) -> Non
 
     with pytest.raises(StageError, match="doubler"):
         run_stage(Broken(), batch_for(Doubler(), 2), mark="d@1")
+
+
+class Widest(TableStage):
+    """Writes how many clips there are, once for each of them."""
+
+    name = "widest"
+    reads = ("width",)
+    writes = pa.schema([("others", pa.int32())])
+
+    def process(self, clips: pa.Table) -> pa.Table:
+        widths = clips["width"].to_pylist()
+        if None in widths:
+            raise ValueError("a width is missing")
+        return pa.table({"others": pa.array([len(widths)] * len(widths), pa.int32())})
+
+
+def test_a_stage_over_the_whole_table_sees_the_kept_clips_at_once_and_its_exception_is_the_runs() -> None:
+    batch = batch_for(Widest(), 4)
+    status = pa.array(["kept", "rejected", "failed", "kept"])
+    batch = batch.set_column(batch.schema.get_field_index("status"), "status", status)
+    assert run_stage(Widest(), batch, mark="w@1")["others"].to_pylist() == [2, None, None, 2]
+    widths = pa.array([64, 64, 64, None], pa.int32())
+    broken = batch.set_column(batch.schema.get_field_index("width"), "width", widths)
+    with pytest.raises(StageError, match="'widest' failed on the whole table: ValueError: a width is missing"):
+        run_stage(Widest(), broken, mark="w@1")
 
 
 class Mean(Filter):

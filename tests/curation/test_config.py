@@ -10,7 +10,7 @@ import pytest
 from curation.config import default_file, load_plan, pipeline_names
 from curation.errors import ConfigError, UsageError
 from curation.frames import Frames
-from curation.stage import Filter, Stage
+from curation.stage import Filter, Stage, TableStage
 
 HEAD = "p:\n  stages:\n    - decode\n"
 
@@ -82,6 +82,7 @@ HEAD = "p:\n  stages:\n    - decode\n"
             "5:7",
             "while decoding",
         ),
+        (HEAD + "    - tests.curation.test_config:WholeReadsFrames\n", "4:7", "on all clips at once and cannot read"),
     ],
 )
 def test_a_mistake_is_said_with_file_line_and_column(tmp_path: Path, text: str, place: str, message: str) -> None:
@@ -179,3 +180,10 @@ class DenseReadsCaption(Filter):
     name = "dense_reads_caption"
     reads = ("caption",)
     frames = Frames(fps=1, long_side_px=64)
+
+
+class WholeReadsFrames(TableStage):
+    """Asks for the contact sheets of all clips at once."""
+
+    name = "whole_reads_frames"
+    reads = ("frames",)
