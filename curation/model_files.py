@@ -79,7 +79,7 @@ def _local(source: str, name: str) -> Path:
 def _unreachable(source: str, name: str, error: Exception) -> MissingWeightsError:
     why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return MissingWeightsError(
-        f"the weights {source} ({name}) are not on this machine, and the Hugging Face hub gave: {why} "
+        f"the weights {source} ({name}) are not on this machine, and the Hugging Face hub gave: {why.rstrip('.')}. "
         f"Get them where there is a network, with `hf download {source}`, or give the path of a copy"
     )
 

@@ -50,6 +50,7 @@ def width(model: str) -> int:
 
 def check(model: str) -> None:
     """Raise what ``load`` would for a model that is not there, without loading it."""
+    check_weights(model, [CONFIG])  # asks once where `width` would try to download again and again
     width(model)
     try:
         check_weights(model, _WEIGHTS[:1])

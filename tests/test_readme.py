@@ -14,6 +14,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from tests.filters.planted import ids_of, planted, write_labels, write_run
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -64,6 +66,11 @@ def workplace(footage: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my_filters.py").write_text(next(block for block in python if "class Redness" in block))
     (folder / "mine.yaml").write_text(blocks("yaml")[0])
     (folder / "load.py").write_text(next(block for block in python if "webdataset" in block) + "print(len(video))\n")
+    videos, truth, embeddings = planted()
+    ids = ids_of(videos)
+    write_run(folder / "labelled-out", ids, embeddings)
+    for name in ("labels", "more-labels"):
+        write_labels(folder / f"{name}.csv", ids, lecture=truth)
     return folder
 
 
@@ -96,7 +103,7 @@ def test_the_commands_run_in_order(workplace: Path, cluster: str) -> None:
         done = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
         ran.append(words[1])
-    assert ran == ["check", "run", "stats", "verify", "shard", "run", "run"]
+    assert ran == ["check", "run", "stats", "verify", "shard", "filter", "filter", "run", "run"]
     for query in blocks("sql")[0].split(";"):
         if query.strip():
             assert duckdb.sql(query.replace("'out/", f"'{workplace}/out/")).fetchall() is not None

@@ -195,8 +195,9 @@ def test_a_run_scores_clips_and_a_filter_trained_again_is_asked_again(
         summary = run("p", [str(footage / "hard_cuts.mp4")], "out", **arguments)
         rows = [row for row in Store("out").clips().to_pylist() if row["status"] == "kept"]
         assert len(rows) >= 2
-        vectors, found = ([row[column] for row in rows] for column in ("embedding", "learned_lecture"))
-        return np.array(vectors), np.array(found), summary.metrics.get("videos_decoded", 0)
+        stored = dict(pair for ids, vectors in Store("out").vectors() for pair in zip(ids, vectors, strict=True))
+        vectors, found = np.array([stored[row["clip_id"]] for row in rows]), [row["learned_lecture"] for row in rows]
+        return vectors, np.array(found), summary.metrics.get("videos_decoded", 0)
 
     vectors, first, decoded = scores()
     assert first == pytest.approx(LearnedFilter.load(file).probabilities(vectors), abs=1e-6)
