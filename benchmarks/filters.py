@@ -1,8 +1,9 @@
-"""What each filter costs, in CPU seconds per minute of footage, and what the pre-check before reading text loses.
+"""What each filter costs, in CPU seconds per minute of 720p, and what the pre-check before reading text loses.
 
-    python -m benchmarks.filters [--json] [--videos FOLDER]
+    python -m benchmarks.filters [--json] [--pairs N] [--videos FOLDER]
 
-Costs are those of scoring alone, in one thread, on films that the benchmark draws itself. ``text`` is measured with its
+Costs are those of scoring alone, in one thread, on films that the benchmark draws itself. The whole decode pass with
+all filters that need no model is compared with bare decoding of the same films, in turn. ``text`` is measured with its
 pre-check and without, on clips with text drawn in and, where ``--videos`` (or CUTROOM_TEST_VIDEOS) names a folder with
 an INDEX.csv, on real ones: the share of frames with text in which text was found, and the share of the words that the
 index lists (three letters and longer) which were read.
@@ -12,16 +13,19 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import importlib
 import json
 import os
 import re
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pyarrow as pa
@@ -42,15 +46,20 @@ Row = dict[str, Any]
 Footage = tuple[list[tuple[np.ndarray, np.ndarray]], set[str]]  # frames T H W 3 and times of clips; words in them
 
 _MOST_CLIPS, _MOST_FRAMES = 3, 12  # of each real video: slides would outweigh all others
+REAL = ("psd_testvideo.mp4", "football_juggle.mp4")  # H.264, 720p
 FILMS = ("hard_cuts.mp4", "pan.mp4", "large_text.mp4", "letterbox.mp4")
 
 
-def load(name: str) -> Filter:
-    """A registered filter with its defaults, set up."""
-    module, _, attribute = FILTERS[name].partition(":")
-    stage: Filter = getattr(importlib.import_module(module), attribute)()
-    stage.setup()
-    return stage
+def filters() -> dict[str, Filter]:
+    """The registered filters that bring all they need, with their defaults, set up."""
+    found = {}
+    for name, place in FILTERS.items():
+        module, _, attribute = place.partition(":")
+        kind = getattr(importlib.import_module(module), attribute)
+        if issubclass(kind, Filter) and "torch" not in kind.packages:  # those need weights
+            found[name] = kind()
+            found[name].setup()
+    return found
 
 
 def decode(path: Path, *dense: Filter) -> Decoded:
@@ -87,6 +96,32 @@ def cost(stage: Filter, films: list[Path]) -> float:
             for sheet in sheets(decoded):
                 timed(*unpack(stage, sheet))
     return 60 * spent_s / footage_s
+
+
+def bare(film: Path) -> int:
+    """Decode a film in one thread and do nothing with the frames; return their number."""
+    with av.open(str(film)) as source:
+        source.streams.video[0].thread_count = 1
+        return sum(1 for _ in source.decode(video=0))
+
+
+def whole(stages: list[Filter], films: list[Path], pairs: int) -> Row:
+    """CPU seconds of the decode pass with filters on decoded frames, as a multiple of bare decoding."""
+    dense, spent = [stage for stage in stages if stage.frames.fps is not None], list[tuple[float, float]]()
+    for _ in range(pairs):
+        times = [time.process_time()]
+        for film in films:
+            decode(film, *dense)
+        times.append(time.process_time())
+        for film in films:
+            bare(film)
+        times.append(time.process_time())
+        spent.append((times[1] - times[0], times[2] - times[1]))
+    return {
+        "filters": ", ".join(stage.name for stage in dense),
+        "cpu_s": round(statistics.median(full for full, _ in spent), 2),
+        "of bare decoding": round(statistics.median(full / decoding for full, decoding in spent), 2),
+    }
 
 
 def unpack(stage: Filter, sheet: list[Row]) -> tuple[np.ndarray, np.ndarray]:
@@ -146,16 +181,21 @@ def main() -> None:
     """Measure, and print tables or JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.filters")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--videos", type=Path, default=os.environ.get("CUTROOM_TEST_VIDEOS"))
     options = parser.parse_args()
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:
-        films = [film for film in DEMO if film.name in FILMS]
+        films = [dataclasses.replace(film, width=1280, height=720) for film in DEMO if film.name in FILMS]
         for film in films:
             write_film(Path(folder) / film.name, film)
-        paths = [Path(folder) / film.name for film in films]
-        costs = [{"filter": name, "cpu_s_per_min": round(cost(load(name), paths), 3)} for name in FILTERS]
-    results: dict[str, list[Row]] = {"cost": costs, "text, drawn": reading(list(drawn()))}
+        paths, stages = [Path(folder) / film.name for film in films], filters()
+        footage = {"drawn": paths}
+        if options.videos is not None:
+            footage["real"] = [Path(options.videos) / name for name in REAL]
+        together = [{"footage": name, **whole(list(stages.values()), footage[name], options.pairs)} for name in footage]
+        costs = [{"filter": name, "cpu_s_per_min": round(cost(stages[name], paths), 3)} for name in stages]
+    results: dict[str, list[Row]] = {"cost": costs, "together": together, "text, drawn": reading(list(drawn()))}
     if options.videos is not None:
         results["text, real"] = reading(list(real(Path(options.videos), Text())))
     if options.json:

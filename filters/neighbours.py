@@ -20,6 +20,7 @@ from filters.alignment import correlation
 from filters.video_hash import FEWEST, MIRROR, Hashes, K
 
 _CLIPS_AT_ONCE, _QUERIES_AT_ONCE, _GLANCES_AT_ONCE = 10_000, 50_000, 20_000  # so that most of it stays in the cache
+_WORDS_AT_ONCE = 1 << 20
 _EVERY = 2  # steps between windows that can be found; those that are looked up begin at every step
 _LAG = 4  # steps over which change is looked at
 _UNSURE, _UNSURE_MIRRORED = 4, 1  # bits that may be wrong
@@ -129,8 +130,11 @@ def _table(windows: Windows, which: int) -> tuple[np.ndarray, np.ndarray, np.nda
     order = order[np.argsort(words[order], kind="stable")]
     again = (words[order[1:]] == words[order[:-1]]) & (windows.clip[order[1:]] == windows.clip[order[:-1]])
     order = order[np.concatenate([[True], ~again])]
-    begins = np.zeros((1 << K) + 1, np.int32)
-    np.cumsum(np.bincount(words[order], minlength=1 << K), out=begins[1:])
+    ordered, begins = words[order], np.zeros((1 << K) + 1, np.int32)
+    for low in range(0, 1 << K, _WORDS_AT_ONCE):  # counts are of eight bytes each
+        first, last = np.searchsorted(ordered, (low, low + _WORDS_AT_ONCE))
+        counts = np.bincount(ordered[first:last] - np.uint32(low), minlength=_WORDS_AT_ONCE)
+        begins[low + 1 : low + 1 + _WORDS_AT_ONCE] = first + np.cumsum(counts)
     return order, begins, begins[1:] > begins[:-1]
 
 
