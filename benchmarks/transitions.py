@@ -228,7 +228,11 @@ def encode(
     mixed: list[float] = []
     aside = path.with_name(f".{path.name}")
     with av.open(str(aside), "w", format="mp4") as out:
-        stream = out.add_stream("libx264", rate=fps, options={"preset": preset, "crf": str(crf), "threads": "1"})
+        stream = out.add_stream(
+            "libx264",
+            rate=fps,
+            options={"preset": preset, "crf": str(crf), "threads": "1", "x264-params": "cpu-independent=1"},
+        )
         stream.pix_fmt = "yuv420p"
         for i, (picture, share) in enumerate(frames):
             if not i:

@@ -21,6 +21,7 @@ _SHORTEST = 3  # steps; what is shorter is a cut
 _STEEPEST = 0.6  # share of the way that one step may take
 _FULL = 0.95  # share of its contrast from which a picture counts as unmixed
 _RISE = 0.012  # of contrast, from one look to the next, while the fade goes on
+_SLOWEST = 0.2  # of its pace so far
 _SAME, _ROUGHLY_SAME, _SHADED_SAME = 0.5, 0.35, 0.28  # correlation of structure
 _FADED, _MOSTLY = 8, 0.3  # grey levels; share of the picture
 _LIT = 40  # grey levels; no fade is that quick
@@ -91,7 +92,8 @@ def _climb(looks: Sequence[Look], contrast: np.ndarray, i: int, step: int) -> in
         j += step
         if abs(looks[j].t_s - looks[i].t_s) > _LONGEST_S:
             break
-        if contrast[j] > contrast[best] + max(_NOTHING, _RISE * contrast[best]):
+        pace = (contrast[best] - contrast[i]) / max(abs(best - i), 1)  # once the fade is over, only motion adds to it
+        if contrast[j] > contrast[best] + max(_NOTHING, _RISE * contrast[best], _SLOWEST * pace * abs(j - best)):
             best, missed = j, 0
         else:
             missed += 1

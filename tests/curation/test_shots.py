@@ -42,8 +42,8 @@ def test_cuts_of_generated_films_are_found_at_their_frame(film: Film, footage: P
 def test_a_dissolve_is_left_out_with_its_extent(footage: Path, truth: dict[str, Any]) -> None:
     (true,) = truth["dissolve.mp4"]["transitions"]
     (cut,) = cuts_of_file(footage / "dissolve.mp4")
-    assert true["start_frame"] - 4 <= cut.end <= true["start_frame"] + 2
-    assert true["end_frame"] - 2 <= cut.start <= true["end_frame"] + 4
+    assert true["start_frame"] - 6 <= cut.end <= true["start_frame"] + 2
+    assert true["end_frame"] - 2 <= cut.start <= true["end_frame"] + 6
 
 
 @pytest.mark.parametrize("detector", ["adaptive", "content"])
