@@ -23,7 +23,7 @@ _CLIPS_AT_ONCE, _QUERIES_AT_ONCE, _GLANCES_AT_ONCE = 10_000, 50_000, 20_000  # s
 _WORDS_AT_ONCE = 1 << 20
 _EVERY = 2  # steps between windows that can be found; those that are looked up begin at every step
 _LAG = 4  # steps over which change is looked at
-_UNSURE, _UNSURE_MIRRORED = 4, 1  # bits that may be wrong
+_UNSURE, _UNSURE_MIRRORED = 3, 1  # bits that may be wrong
 _MOST_ALIKE = 32  # the best clips with a word; with no bound, a thousand alike would make a million pairs
 _STILL = 0.03  # change of less is noise: twice what a still camera's is, of a picture of energy 1
 # Bits of K that may differ: of the words of picture and of change, and on average around. By chance 12 do.
