@@ -218,6 +218,27 @@ def test_another_encoder_or_lost_embeddings_are_computed_again(
     assert {vectors.shape[1] for _, vectors in Store(output).vectors()} == {12}
 
 
+def vectors_of(output: Path) -> dict[str, list[float]]:
+    return dict(pair for ids, rows in Store(output).vectors() for pair in zip(ids, rows.tolist(), strict=True))
+
+
+def test_embeddings_outlive_a_stage_over_the_whole_table(
+    footage: Path, config: Path, tmp_path: Path, encoded: list[int]
+) -> None:
+    """What comes after it has them still, and they are written once and for the right clips."""
+    plain, both = tmp_path / "plain", tmp_path / "both"
+    run("looks", [str(footage)], plain, config=str(config), engine="local", shards=False)
+    frames = sum(encoded)
+    text = config.read_text().replace("    - embedding:", "    - video_hash\n    - embedding:")
+    config.write_text(text.replace("    - aesthetic:", "    - duplicates\n    - aesthetic:"))
+    for _ in range(2):
+        run("looks", [str(footage)], both, config=str(config), engine="local", shards=False)
+        assert sum(encoded) == 2 * frames
+        assert vectors_of(both) == vectors_of(plain)
+        scores = [[(r["clip_id"], r["aesthetic_score"]) for r in Store(o).clips().to_pylist()] for o in (plain, both)]
+        assert scores[0] == scores[1]
+
+
 def test_what_does_not_fit_is_said_before_work_starts(config: Path, tmp_path: Path, model: Path, head: Path) -> None:
     narrow = tiny.head(tmp_path / "narrow.pth", width=4)
     config.write_text(PIPELINE.format(model=model, head=narrow))
