@@ -191,7 +191,7 @@ class Store:
             if self.path(APART[column], part_id).exists():
                 stored = self.read(APART[column], part_id, ["clip_id", column])
                 values = stored[column].combine_chunks()
-                yield stored["clip_id"].to_pylist(), values.flatten().to_numpy().reshape(len(values), -1)
+                yield stored["clip_id"].to_pylist(), values.flatten().to_numpy().reshape(-1, values.type.list_size)
 
     def remove(self, part_id: str) -> None:
         """Take a part back, the videos first, so that a crash leaves only leftovers."""

@@ -58,6 +58,7 @@ def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shots = (Shot(seconds=1.5, colour=colour), Shot(seconds=0.4, background="desert", colour=colour))
         write_film(folder / f"{name}.mp4", Film(name=f"{name}.mp4", shots=shots, width=160, height=96))
     (folder / "one.txt").write_text("A red circle moves.")
+    (folder / "three.mp4").write_bytes(b"no film")  # a part without any clip
     return folder
 
 
