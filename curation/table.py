@@ -190,8 +190,9 @@ class Store:
         for part_id in self.part_ids():
             if self.path(APART[column], part_id).exists():
                 stored = self.read(APART[column], part_id, ["clip_id", column])
-                values = stored[column].combine_chunks()
-                yield stored["clip_id"].to_pylist(), values.flatten().to_numpy().reshape(-1, values.type.list_size)
+                if stored.num_rows:
+                    flat = stored[column].combine_chunks().flatten().to_numpy()
+                    yield stored["clip_id"].to_pylist(), flat.reshape(stored.num_rows, -1)
 
     def remove(self, part_id: str) -> None:
         """Take a part back, the videos first, so that a crash leaves only leftovers."""
