@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from curation.errors import UsageError, nearest
+from curation.fingerprint import hash_file
 
 _ANSWER_S = 10.0  # for the hub to say whether it has a file
 
@@ -84,6 +86,25 @@ def _unreachable(source: str, name: str, error: Exception) -> MissingWeightsErro
     )
 
 
+def located(source: str) -> str:
+    """A path made absolute, because workers may start in other folders; the id of a repository as it is."""
+    return str(Path(source).expanduser().absolute()) if is_path(source) else source
+
+
+def identity(source: str, *patterns: str) -> str:
+    """What a resume key knows a model by: what is in its folder or file, wherever that lies; the id of a repository.
+
+    Args:
+        source: as of ``check_weights``.
+        patterns: globs of the files in the folder that decide.
+    """
+    if not is_path(source):
+        return source
+    root = Path(located(source))
+    files = sorted(itertools.chain.from_iterable(map(root.glob, patterns))) if root.is_dir() else [root]
+    return f"{root.name}#{content_digest(files)}"
+
+
 def content_digest(files: Sequence[Path]) -> str:
     """Name what is in files, so that a resume key can depend on it and not on where they lie."""
     whole = hashlib.blake2b(digest_size=8)
@@ -96,8 +117,4 @@ def content_digest(files: Sequence[Path]) -> str:
 @functools.lru_cache(maxsize=256)
 def _digest(file: Path, size: int, mtime_ns: int) -> bytes:
     """Of one file; as long as size and time stay, it is read only once."""
-    content = hashlib.blake2b(digest_size=16)
-    with open(file, "rb") as stream:
-        while block := stream.read(1 << 20):
-            content.update(block)
-    return content.digest()
+    return bytes.fromhex(hash_file(file, hashlib.blake2b(digest_size=16)))

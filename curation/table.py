@@ -157,22 +157,20 @@ class Store:
         """Write the tables of a part that changed, the videos last. ``sheets``: the contact sheets changed."""
         if sheets or not self.path("frames", part.id).exists():
             self.write("frames", part.id, part.frames)
-        for column, kind in APART.items():
-            self._commit_apart(part, column, kind)
-        for kind, table in (("clips", without_apart(part.clips)), ("videos", part.videos)):
-            if not self.path(kind, part.id).exists() or not self.read(kind, part.id).equals(table):
+        apart = {kind: apart_of(part.clips, column) for column, kind in APART.items()}
+        changed = {kind: table for kind, table in apart.items() if not self._holds(kind, part.id, table)}
+        for kind in changed:  # before the clips: they must never be seen beside vectors of another run
+            self.path(kind, part.id).unlink(missing_ok=True)
+        for kind, table in {"clips": without_apart(part.clips), **changed, "videos": part.videos}.items():
+            if table is not None and not self._holds(kind, part.id, table):
+                (self.root / kind).mkdir(exist_ok=True)
                 self.write(kind, part.id, table)
 
-    def _commit_apart(self, part: Part, column: str, kind: str) -> None:
-        """Write a column of its own dataset, without the clips where it is unknown, or remove what was there."""
-        if column not in part.clips.column_names:
-            self.path(kind, part.id).unlink(missing_ok=True)
-            return
-        table = part.clips.filter(part.clips[column].is_valid()).select(["clip_id", column])
-        table = table.replace_schema_metadata(table.schema.field(column).metadata)  # where readers look for it
-        if not self.path(kind, part.id).exists() or not self.read(kind, part.id, table.column_names).equals(table):
-            (self.root / kind).mkdir(exist_ok=True)
-            self.write(kind, part.id, table)
+    def _holds(self, kind: str, part_id: str, table: pa.Table | None) -> bool:
+        """Whether a file holds this table; of None, whether there is no file."""
+        if table is None or not self.path(kind, part_id).exists():
+            return table is None and not self.path(kind, part_id).exists()
+        return bool(self.read(kind, part_id, None if kind in KINDS else table.column_names).equals(table))
 
     def with_apart(self, part_id: str, clips: pa.Table, schema: pa.Schema) -> pa.Table:
         """Clips of a part with those columns of the schema that are kept apart, as far as they are there."""
@@ -187,12 +185,16 @@ class Store:
 
     def vectors(self, column: str = "embedding") -> Iterator[tuple[list[str], np.ndarray]]:
         """A column that is kept apart, part after part: clip_ids, and float32 N D. Clips without it are left out."""
+        for _, stored in self.apart(column):
+            if stored.num_rows:
+                flat = stored[column].combine_chunks().flatten().to_numpy()
+                yield stored["clip_id"].to_pylist(), flat.reshape(stored.num_rows, -1)
+
+    def apart(self, column: str) -> Iterator[tuple[str, pa.Table]]:
+        """The dataset of a column that is kept apart, part after part; the metadata say what measured it."""
         for part_id in self.part_ids():
             if self.path(APART[column], part_id).exists():
-                stored = self.read(APART[column], part_id, ["clip_id", column])
-                if stored.num_rows:
-                    flat = stored[column].combine_chunks().flatten().to_numpy()
-                    yield stored["clip_id"].to_pylist(), flat.reshape(stored.num_rows, -1)
+                yield part_id, self.read(APART[column], part_id, ["clip_id", column])
 
     def remove(self, part_id: str) -> None:
         """Take a part back, the videos first, so that a crash leaves only leftovers."""
@@ -238,6 +240,14 @@ class Store:
         """The whole video table in memory, ordered by name."""
         tables = [table for _, table in self.parts("videos")]
         return pa.concat_tables(tables or [VIDEOS.empty_table()], promote_options="default").sort_by("video")
+
+
+def apart_of(clips: pa.Table, column: str) -> pa.Table | None:
+    """A column as its own dataset has it: without the clips where it is unknown. None if there is no such column."""
+    if column not in clips.column_names:
+        return None
+    table = clips.filter(clips[column].is_valid()).select(["clip_id", column])
+    return table.replace_schema_metadata(table.schema.field(column).metadata)  # where readers look for it
 
 
 def without_apart(clips: pa.Table) -> pa.Table:

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from curation.errors import UsageError, one_line
-from curation.model_files import check_weights, fetch_weights
+from curation.model_files import check_weights, fetch_weights, identity, located
 from curation.stage import Stage
-from filters.clip import encoder_of, located
+from filters.clip import encoder_of
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -45,6 +45,9 @@ class Aesthetic(Stage):
     def __post_init__(self) -> None:
         self.head, self._encoder = located(self.head), "an unknown encoder"
 
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "head": identity(self.head, self.file)}
+
     def check(self) -> None:
         check_weights(self.head, [self.file])
 
@@ -58,11 +61,11 @@ class Aesthetic(Stage):
         self._weights, self._bias = self._load()
 
     def process(self, clips: pa.Table) -> pa.Table:
-        rows: list[dict[str, Any]] = []
+        rows, head = list[dict[str, Any]](), identity(self.head, self.file)
         for vector in clips["embedding"]:
             if vector.is_valid:
                 score = float(np.asarray(vector.values) @ self._weights + self._bias)
-                rows.append({"aesthetic_score": score, "aesthetic_model": f"{self.head} on {self._encoder}"})
+                rows.append({"aesthetic_score": score, "aesthetic_model": f"{head} on {self._encoder}"})
             else:
                 rows.append(dict.fromkeys(self.writes.names))
         return pa.Table.from_pylist(rows, schema=self.writes)

@@ -9,7 +9,6 @@ import itertools
 import json
 import keyword
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -18,7 +17,7 @@ from annotated_types import Ge, Len
 
 from curation.errors import UsageError, nearest
 from curation.frames import Frames
-from curation.model_files import MissingWeightsError, check_weights, content_digest, fetch_weights, is_path
+from curation.model_files import MissingWeightsError, check_weights, fetch_weights, identity, located
 from curation.stage import Filter, Needs, operational
 from curation.table import CAPTIONS, CLIPS, SHARDED
 
@@ -77,16 +76,10 @@ class Classify(Filter):
     @functools.cached_property
     def _source(self) -> str:
         """The model as workers, which start in other folders, find it."""
-        return str(Path(self.model).expanduser().absolute()) if is_path(self.model) else self.model
+        return located(self.model)
 
     def settings(self) -> dict[str, Any]:
-        """A folder counts by what is in it, wherever it lies."""
-        settings = super().settings()
-        if is_path(self.model):
-            folder = Path(self._source)
-            files = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])
-            settings["model"] = f"{folder.name}#{content_digest(files)}"
-        return settings
+        return {**super().settings(), "model": identity(self._source, "*.json", "*.safetensors")}
 
     def check(self) -> None:
         for column in self.columns:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from curation.errors import UsageError, one_line
+from curation import model_files
+from curation.errors import StageError, UsageError, one_line
 from curation.model_files import MissingWeightsError, check_weights, fetch_weights, is_path
 
 DEFAULT = "timm/vit_large_patch14_clip_224.openai"  # CLIP ViT-L/14 of Radford et al. 2021: what others' scores are by
@@ -30,9 +30,9 @@ class Clip(NamedTuple):
     device: str
 
 
-def located(model: str) -> str:
-    """A path made absolute, because workers may start in other folders; the id of a repository as it is."""
-    return os.path.abspath(os.path.expanduser(model)) if is_path(model) else model
+def identity(model: str) -> str:
+    """What embeddings of this model are known by."""
+    return model_files.identity(model, CONFIG, *_WEIGHTS)
 
 
 def width(model: str) -> int:
@@ -59,13 +59,17 @@ def check(model: str) -> None:
 
 
 def encoder_of(columns: pa.Schema) -> str | None:
-    """The model of the column ``embedding``, as far as its metadata say."""
+    """The identity of the model of the column ``embedding``, as far as its metadata say."""
     return (columns.field("embedding").metadata or {}).get(b"encoder", b"").decode() or None
 
 
 @functools.cache
 def load(model: str, gpu: bool, threads: int) -> Clip:
-    """Load a model, once per process: in fp16 on the GPU, in fp32 on the CPU."""
+    """Load a model, once per process: in fp16 on the GPU, in fp32 on the CPU.
+
+    Raises:
+        StageError: it cannot be loaded here, which is no clip's fault.
+    """
     from curation.torchvision import mend
 
     mend()
@@ -75,7 +79,12 @@ def load(model: str, gpu: bool, threads: int) -> Clip:
     torch.set_num_threads(threads)
     name = f"local-dir:{model}" if is_path(model) else f"hf-hub:{model}"
     device = "cuda" if gpu else "cpu"
-    loaded, transform = open_clip.create_model_from_pretrained(
-        name, device=device, precision="fp16" if gpu else "fp32", weights_only=True
-    )
-    return Clip(loaded.eval(), transform, open_clip.get_tokenizer(name), device)
+    if gpu and not torch.cuda.is_available():
+        raise StageError(f"{model} asks for a GPU and this worker has none; leave gpus out for the CPU")
+    try:
+        loaded, transform = open_clip.create_model_from_pretrained(
+            name, device=device, precision="fp16" if gpu else "fp32", weights_only=True
+        )
+        return Clip(loaded.eval(), transform, open_clip.get_tokenizer(name), device)
+    except Exception as error:  # damaged weights may raise anything
+        raise StageError(f"{model} cannot be loaded: {one_line(error)}") from error

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from annotated_types import Ge
 
+from curation.model_files import located
 from curation.stage import Needs, Stage, operational
 from filters import clip
 
@@ -47,14 +48,17 @@ class Embedding(Stage):
     reads: ClassVar[tuple[str, ...]] = ("frames",)
 
     def __post_init__(self) -> None:
-        self.model = clip.located(self.model)
+        self.model = located(self.model)
         self._width: int | None = None
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "model": clip.identity(self.model)}
 
     @property
     def writes(self) -> pa.Schema:
         if self._width is None:
             self._width = clip.width(self.model)
-        encoder = {"encoder": self.model}  # for what is fitted to this encoder's embeddings
+        encoder = {"encoder": clip.identity(self.model)}  # for what is fitted to this encoder's embeddings
         return pa.schema([pa.field("embedding", pa.list_(pa.float32(), self._width), metadata=encoder)])
 
     @property

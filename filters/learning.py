@@ -10,13 +10,11 @@ import dataclasses
 import importlib.util
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from curation.errors import UsageError, nearest
 from curation.table import Store
@@ -172,23 +170,20 @@ def read_embeddings(run: str | os.PathLike[str], clip_ids: set[str]) -> tuple[li
     Raises:
         UsageError: there are none, or they are not all of one encoder.
     """
-    folder = Path(run) / "embeddings"
     encoder: dict[str, str] | None = None
     rows: dict[str, list[float]] = {}
-    for file in sorted(folder.glob("*.parquet")):
-        parquet = pq.ParquetFile(file)
-        named = decode_metadata(parquet.schema_arrow.metadata)
+    for _, table in Store(run).apart("embedding"):
+        named = decode_metadata(table.schema.metadata)
         if encoder not in (None, named):
-            raise UsageError(f"{folder} holds embeddings of different encoders; run the pipeline again to its end")
+            raise UsageError(f"{run} holds embeddings of different encoders; run the pipeline again to its end")
         encoder = named
-        table = parquet.read(["clip_id", "embedding"])
         table = table.filter(pc.is_in(table["clip_id"], pa.array(sorted(clip_ids), pa.string())))
         rows.update(zip(table["clip_id"].to_pylist(), table["embedding"].to_pylist(), strict=True))
     if encoder is None:
         raise UsageError(f"{run} holds no embeddings; run a pipeline that has the stage 'embedding'")
     known = sorted(clip_id for clip_id, value in rows.items() if value is not None)
     if len({len(rows[clip_id]) for clip_id in known}) > 1:
-        raise UsageError(f"{folder} holds embeddings of different dimensions; run the pipeline again to its end")
+        raise UsageError(f"{run} holds embeddings of different dimensions; run the pipeline again to its end")
     return known, np.array([rows[clip_id] for clip_id in known], np.float64), encoder
 
 

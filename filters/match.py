@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 from annotated_types import Ge
 
 from curation.errors import UsageError
+from curation.model_files import located
 from curation.stage import Needs, Stage, operational
 from filters import clip
 
@@ -42,7 +43,10 @@ class Match(Stage):
     writes: ClassVar[pa.Schema] = pa.schema([("match_score", pa.float32())])
 
     def __post_init__(self) -> None:
-        self.model = clip.located(self.model)
+        self.model = located(self.model)
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "model": clip.identity(self.model)}
 
     @property
     def needs(self) -> Needs:  # type: ignore[override]
@@ -53,8 +57,8 @@ class Match(Stage):
 
     def check_inputs(self, columns: pa.Schema) -> None:
         encoder = clip.encoder_of(columns)
-        if encoder not in (None, self.model):
-            raise UsageError(f"its model is {self.model}, that of `embedding` is {encoder}: they must be the same")
+        if encoder not in (None, own := clip.identity(self.model)):
+            raise UsageError(f"its model is {own}, that of `embedding` is {encoder}: they must be the same")
 
     def process(self, clips: pa.Table) -> pa.Table:
         scores: list[float | None] = [None] * clips.num_rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from curation import model_files
 from curation.config import load_plan
-from curation.errors import ConfigError, MissingError, UsageError
+from curation.errors import ConfigError, MissingError, StageError, UsageError
 from curation.footage import Film, Shot, write_film
 from curation.frames import SHEET, Frames
 from curation.model_files import MissingWeightsError
 from curation.run import run
-from curation.stage import run_stage
+from curation.stage import Stage, run_stage
 from curation.table import Store
 from filters import clip
 from filters.aesthetic import Aesthetic, as_one_layer, read_tensors
@@ -121,7 +123,8 @@ def test_an_aesthetic_score_is_the_mean_of_the_heads_over_frames(model: Path, he
         for layer in (0, 2, 4):
             values = values @ state[f"layers.{layer}.weight"].T + state[f"layers.{layer}.bias"]
         assert done["aesthetic_score"][i].as_py() == pytest.approx(float(values.mean()), abs=1e-5)
-        assert done["aesthetic_model"][i].as_py() == f"{head} on {model}"
+        names = model_files.identity(str(head)), clip.identity(str(model))
+        assert done["aesthetic_model"][i].as_py() == f"{names[0]} on {names[1]}"
 
 
 def test_a_match_score_is_the_mean_cosine_of_caption_and_frames(model: Path) -> None:
@@ -164,7 +167,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_embeddings_have_a_dataset_of_their_own_and_are_computed_once(
-    footage: Path, config: Path, tmp_path: Path, encoded: list[int], head: Path
+    footage: Path, config: Path, tmp_path: Path, encoded: list[int], head: Path, model: Path
 ) -> None:
     output = tmp_path / "out"
     run("looks", [str(footage)], output, config=str(config), engine="local")
@@ -182,7 +185,7 @@ def test_embeddings_have_a_dataset_of_their_own_and_are_computed_once(
         assert (row["match_score"] is not None) == (identity in kept and "one" in row["video"])
     assert duckdb.sql(f"SELECT count(embedding) FROM '{output}/embeddings/*.parquet'").fetchall() == [(4,)]
     file = next(iter((output / "embeddings").glob("*.parquet")))
-    assert pq.read_schema(file).metadata[b"encoder"].decode().endswith("clip")
+    assert pq.read_schema(file).metadata[b"encoder"].decode() == clip.identity(str(model))
     assert pq.read_schema(file).field("embedding").type == pa.list_(pa.float32(), 8)
 
     before, frames = contents(output), sum(encoded)
@@ -217,6 +220,46 @@ def test_another_encoder_or_lost_embeddings_are_computed_again(
     run("looks", [str(footage)], output, config=str(config), engine="local")
     assert sum(encoded) == 3 * frames
     assert {vectors.shape[1] for _, vectors in Store(output).vectors()} == {12}
+
+
+def test_embeddings_of_a_run_that_was_killed_are_not_taken_for_those_of_another(
+    footage: Path, config: Path, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An encoder, then another that ends between two files, then the first again."""
+    output, text = tmp_path / "out", config.read_text()
+    run("looks", [str(footage)], output, config=str(config), engine="local", shards=False)
+    before = vectors_of(output)
+    config.write_text(text.replace(str(model), str(tiny.clip(tmp_path / "other", seed=3))))
+    original = Store.write
+    for kind in ("clips", "embeddings", "videos"):
+
+        def killed(self: Store, what: str, part_id: str, table: pa.Table, *, at: str = kind) -> None:
+            if what == at:
+                raise KeyboardInterrupt
+            original(self, what, part_id, table)
+
+        monkeypatch.setattr(Store, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run("looks", [str(footage)], output, config=str(config), engine="local", shards=False)
+        monkeypatch.setattr(Store, "write", original)
+        (tmp_path / "first.yaml").write_text(text)
+        run("looks", [str(footage)], output, config=str(tmp_path / "first.yaml"), engine="local", shards=False)
+        assert vectors_of(output) == before, kind
+
+
+@pytest.mark.parametrize("stage", [Embedding, Match])
+def test_a_gpu_that_is_not_there_stops_the_run_and_fails_no_clip(stage: type[Stage], model: Path) -> None:
+    clips = embedded(model, 1).append_column("caption", pa.array(["a dog"]))
+    with pytest.raises(StageError, match="asks for a GPU"):
+        run_stage(stage(model=str(model), gpus=1), clips, mark="x@1")  # type: ignore[call-arg]
+
+
+def test_the_same_model_in_another_folder_is_the_same(model: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved" / model.name
+    shutil.copytree(model, moved)
+    assert Embedding(model=str(moved)).mark({}) == Embedding(model=str(model)).mark({})
+    other = tiny.clip(tmp_path / "other" / model.name, seed=5)
+    assert Embedding(model=str(other)).mark({}) != Embedding(model=str(model)).mark({})
 
 
 def vectors_of(output: Path) -> dict[str, list[float]]:
