@@ -1,0 +1,54 @@
+"""What captioners ask of models, and what comes back, whichever backend answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """One question.
+
+    Attributes:
+        prompt: the text of the question.
+        images: JPEG, in time order.
+        times: presentation seconds of the images.
+        video: the images are frames of one video, and the model is to see them as such.
+        max_tokens: the answer is cut off there.
+    """
+
+    prompt: str
+    images: tuple[bytes, ...] = ()
+    times: tuple[float, ...] = ()
+    video: bool = False
+    max_tokens: int = 256
+
+    def digest(self) -> str:
+        """A name of everything in the question."""
+        whole = hashlib.blake2b(digest_size=16)
+        for part in (self.prompt.encode(), repr((self.times, self.video, self.max_tokens)).encode(), *self.images):
+            whole.update(len(part).to_bytes(8, "big") + part)
+        return whole.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reply:
+    """One answer. ``cut_off``: it ended at ``max_tokens``. Tokens are None where the backend does not count them."""
+
+    text: str
+    cut_off: bool = False
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class Backend(Protocol):
+    """Something that answers requests."""
+
+    def ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | Exception]]:
+        """Yield the place of each request and its answer, or why there is none, as soon as it is there, in any order.
+
+        An exception that is raised instead is of no single request: the model or the server cannot be used at all.
+        """
