@@ -7,7 +7,6 @@ import functools
 import importlib.util
 import json
 import os
-import sys
 import sysconfig
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from annotated_types import Len
 from pydantic import TypeAdapter, ValidationError
 
 from captioning import CAPTIONERS
+from curation.dotted import load_object
 from curation.errors import ConfigError, MissingError, UsageError, nearest, one_line
 from curation.model_files import MissingWeightsError
 from curation.plan import Plan, ShardSettings, Step, is_dense
@@ -210,11 +210,8 @@ def _stage_class(document: Document, path: tuple[Hashable, ...], name: str) -> t
         raise document.error(
             path, f"unknown stage {name!r}.{nearest(name, STAGES)} Or name your own: my_module:MyFilter"
         )
-    module, _, attribute = dotted.partition(":") if ":" in dotted else dotted.rpartition(".")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a user's own filter lies beside where they work
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        found = load_object(dotted)
     except Exception as error:  # a user's module may raise anything
         raise document.error(path, f"stage {name!r} cannot be loaded: {one_line(error)}") from error
     if not (isinstance(found, type) and issubclass(found, Stage)):

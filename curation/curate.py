@@ -66,6 +66,7 @@ class Curate:
         self._child: Isolated | None = None
         try:
             for step in self.steps:
+                step.stage.keep_in(self._store.kept)
                 step.stage.setup()
             if self.first and settings.isolate:
                 self._child = Isolated(self._decoder, stall_s=settings.stall_s, memory_bytes=settings.memory_mb << 20)
@@ -262,7 +263,19 @@ class Curate:
         part.clips = part.clips.set_column(position, field, pa.array(measured, field.type))
         part.clips = part.clips.replace_schema_metadata(None)
         self._store.commit(part, sheets="sheets_changed" in part.metrics)
+        self._forget(part)
         return Part(part.id, part.videos, conform(part.clips, CLIPS), metrics=part.metrics)
+
+    def _forget(self, part: Part) -> None:
+        """Remove what stages kept for the videos of a part until now, but not where they have to try again."""
+        if not self._store.kept.is_dir():
+            return
+        rows = part.clips.select(["video_id", "error"]).to_pylist()
+        open_ends = {(row["video_id"], failed_stage(row["error"])) for row in rows if row["error"]}
+        for step in self.plan.later:
+            for video_id in part.videos["video_id"].to_pylist():
+                if step.stage.name not in self.ahead and (video_id, step.stage.name) not in open_ends:
+                    (self._store.kept / f"{video_id}.{step.stage.name}.jsonl").unlink(missing_ok=True)
 
 
 def _of_video(clips: pa.Table, row: dict[str, Any]) -> pa.Table:

@@ -114,6 +114,8 @@ class RayEngine:
 
         rows = [pa.Table.from_pylist([{**part.to_row(), "failure": ""}]) for part in parts]
         dataset: ray.data.Dataset = ray.data.from_arrow(rows)
+        # Every pool starts with one worker; if these want more than there is, the last never starts.
+        share = min(1.0, cpus / max(1e-9, sum(step.needs.cpus for step in steps)))
         for step in steps:
             self._check_fits(step.needs)
             dataset = dataset.map_batches(
@@ -121,7 +123,7 @@ class RayEngine:
                 fn_constructor_args=(step,),
                 batch_size=1,
                 batch_format="pyarrow",
-                num_cpus=step.needs.cpus,
+                num_cpus=step.needs.cpus * share,
                 num_gpus=step.needs.gpus or None,
                 memory=step.needs.memory_bytes or None,
                 compute=ray.data.ActorPoolStrategy(min_size=1, max_size=_pool_size(cpus, step.needs, len(parts))),
@@ -181,7 +183,8 @@ def _probe(address: str | None) -> None:
 
 
 def _pool_size(cpus: int, needs: Needs, num_parts: int) -> int:
-    return max(1, min(num_parts, int(cpus / needs.cpus) if needs.cpus else num_parts))
+    most = int(cpus / needs.cpus) if needs.cpus else num_parts
+    return max(1, min(num_parts, most, needs.max_workers or num_parts))
 
 
 class _Worker:

@@ -6,6 +6,7 @@ CutroomError
 │       └── MissingError  a pipeline needs a package or weights that are not on this machine
 ├── VideoError       a source file cannot be used; becomes a failed row, never stops a run
 ├── StageError       a stage broke its contract (a bug in the stage, not in the data)
+├── NotNowError      a clip cannot be done now, through no fault of its own; the next run tries again
 └── TableError       an output directory is damaged
 """
 
@@ -40,6 +41,10 @@ class VideoError(CutroomError, ValueError):
 
 class StageError(CutroomError, RuntimeError):
     """A stage returned something else than it declared."""
+
+
+class NotNowError(CutroomError):
+    """A server is away, a cap is reached: the clip fails, and the next run tries again."""
 
 
 class TableError(CutroomError, RuntimeError):

@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le
 
 from curation.rules import Rule
 from curation.stage import Filter, Stage, TableStage, operational
-from curation.table import CAPTIONS, CLIPS, SHARDED, extend
+from curation.table import CAPTIONS, CLIPS, SHARDED, USAGE, extend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +85,15 @@ class Plan:
     def clip_schema(self) -> pa.Schema:
         """The columns of the clip table that this plan writes."""
         written = extend(*(step.stage.writes for step in self.steps))
-        scores = pa.schema([field for field in written if field.name not in CAPTIONS.names])
-        return extend(CLIPS, scores, CAPTIONS, SHARDED)
+        usage = pa.schema([field for field in written if field.type == USAGE])
+        scores = pa.schema([field for field in written if field.name not in (*CAPTIONS.names, *usage.names)])
+        return extend(CLIPS, scores, CAPTIONS, usage, SHARDED)
 
     @property
     def scores(self) -> list[str]:
         """The columns that filters measure."""
         known = extend(CLIPS, CAPTIONS, SHARDED).names
-        return [name for name in self.clip_schema.names if name not in known]
+        return [field.name for field in self.clip_schema if field.name not in known and field.type != USAGE]
 
     def resolved(self) -> dict[str, Any]:
         """Everything that decides the result, for ``run.json``."""

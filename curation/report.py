@@ -35,8 +35,8 @@ def open_store(directory: Path) -> Store:
 
 
 def exit_status(summary: Summary) -> int:
-    """0 done; 1 nothing was kept, or an accepted clip could not be delivered."""
-    return 0 if summary.clips["kept"] and not summary.num_lost else 1
+    """0 done; 1 nothing was kept, or an accepted clip could not be delivered or waits for another run."""
+    return 0 if summary.clips["kept"] and not summary.num_lost and not summary.num_waiting else 1
 
 
 def say(summary: Summary, *, json: bool = False) -> None:
@@ -100,6 +100,9 @@ def _say_next(console: Console, summary: Summary) -> None:
         console.print(
             f"[red]{summary.num_lost} accepted clips could not be delivered[/]: see `error` in the clip table."
         )
+    if summary.num_waiting:
+        console.print(f"[red]{summary.num_waiting} clips could not be done now[/]: {escape(str(summary.waiting_for))}")
+        console.print("The same command again tries them again, and only them.")
     if not summary.clips["kept"]:
         took = ", ".join(f"{column} took {count}" for column, count in summary.rejected_by.items())
         console.print(f"[red]Nothing was kept[/] ({took or 'no clip was found'}). Loosen a rule and run again.")

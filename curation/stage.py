@@ -9,23 +9,25 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from curation.errors import StageError, one_line
+from curation.errors import CutroomError, NotNowError, StageError, one_line
 from curation.frames import Frames
 
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-    """What one worker of a stage occupies. Stages with equal needs share a worker."""
+    """What one worker of a stage occupies, and how many there may be. Stages with equal needs share a worker."""
 
     cpus: float = 1.0
     gpus: float = 0.0
     memory_bytes: int = 0
+    max_workers: int | None = None
 
 
 def operational(default: Any) -> Any:
@@ -69,11 +71,21 @@ class Stage:
             UsageError: the columns have the right names, but are not what this stage needs.
         """
 
+    def keep_in(self, folder: Path) -> None:
+        """Hear of a folder for ``VIDEO_ID.STAGE.jsonl``: what must not be lost if the run is killed.
+
+        Called before ``setup``. The file goes when the clips of the video are committed and none failed in this stage.
+        """
+
     def setup(self) -> None:
         """Load models and the like, once per worker."""
 
     def process(self, clips: pa.Table) -> pa.Table:
-        """Map the columns in ``inputs`` to the columns in ``writes``, row for row and in order."""
+        """Map the columns in ``inputs`` to the columns in ``writes``, row for row and in order.
+
+        An exception is that of a single clip, and the others are tried without it; a stage that knows which clips
+        failed, and must not do the others twice, raises ``SomeFailedError``.
+        """
         raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
@@ -149,11 +161,20 @@ class TableStage(Stage):
     cached: ClassVar[bool] = False  # a new clip may change the result of an old one
 
 
+class SomeFailedError(CutroomError):
+    """Raised by ``process`` with all results: the row of ``writes`` of each clip, or why it has none."""
+
+    def __init__(self, rows: Sequence[dict[str, Any] | Exception]) -> None:
+        super().__init__(f"{sum(isinstance(row, Exception) for row in rows)} of {len(rows)} clips failed")
+        self.rows = list(rows)
+
+
 def run_stage(stage: Stage, clips: pa.Table, *, mark: str, score_rejected: bool = False) -> pa.Table:
     """Run ``stage`` on the clips that need it. Every engine, decode pass and test calls stages through this function.
 
     Clips that failed, that a rule rejected (unless ``score_rejected``) or that carry ``mark`` already are left alone.
-    An exception costs only the clip that caused it: that row becomes ``failed`` with the reason in ``error``.
+    An exception costs only the clip that caused it: that row becomes ``failed`` with the reason in ``error``. After a
+    ``NotNowError`` it does not carry the mark either.
 
     Raises:
         StageError: the stage returned other columns, types or row counts than it declared.
@@ -178,7 +199,8 @@ def run_stage(stage: Stage, clips: pa.Table, *, mark: str, score_rejected: bool 
 
     batch = clips.select(list(stage.inputs)).take(pa.array(todo, pa.int64()))
     for i, result in zip(todo, _process(stage, batch), strict=True):
-        measured[i].append(mark)
+        if not isinstance(result, NotNowError):
+            measured[i].append(mark)
         if isinstance(result, Exception):
             status[i], error[i] = "failed", f"{stage.name}: {one_line(result)}"
         else:
@@ -202,6 +224,10 @@ def _process(stage: Stage, clips: pa.Table) -> list[dict[str, Any] | Exception]:
         result = stage.process(clips)
     except StageError:
         raise
+    except SomeFailedError as some:
+        if len(some.rows) != clips.num_rows:
+            raise StageError(f"stage {stage.name!r} has {len(some.rows)} rows for {clips.num_rows} clips") from some
+        return some.rows
     except Exception as error:  # any exception is the clip's, not the run's
         if isinstance(stage, TableStage):
             raise StageError(f"stage {stage.name!r} failed on the whole table: {one_line(error)}") from error

@@ -34,6 +34,8 @@ class Summary:
     rejected_by: dict[str, int]  # rule -> clips
     failed_by: dict[str, int]  # stage -> clips
     num_captioned: int
+    num_waiting: int  # failed clips that the next run tries again
+    waiting_for: str | None  # the error of the first of them
     shards: dict[str, int]  # shards, samples, bytes
     rules: dict[str, str] = dataclasses.field(default_factory=dict)
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -68,13 +70,16 @@ def summarise(
             if row["error"]:
                 errors[row["video"]] = row["error"]
     clips, rejected, failed, captioned = (collections.Counter[str]() for _ in range(4))
-    columns = ["status", "reason", "error", "duration_s", "caption"]
+    columns = ["status", "reason", "error", "measured", "duration_s", "caption"]
+    waiting: list[str] = []
     for _, table in store.parts("clips", columns):
         for row in table.to_pylist():
             clips[row["status"]] += 1
             hours[row["status"]] += row["duration_s"] / 3600
             rejected[row["reason"]] += row["status"] == "rejected"
             failed[failed_stage(row["error"] or "")] += row["status"] == "failed"
+            if row["status"] == "failed" and _is_waiting(row):
+                waiting.append(row["error"])
             captioned["kept"] += row["status"] == "kept" and row["caption"] is not None
     state = plan.resolved() if plan else read_run_file(store.root) or {}
     return Summary(
@@ -88,12 +93,20 @@ def summarise(
         rejected_by=dict((+rejected).most_common()),
         failed_by=dict((+failed).most_common()),
         num_captioned=captioned["kept"],
+        num_waiting=len(waiting),
+        waiting_for=waiting[0] if waiting else None,
         shards=_count_shards(store.root / "shards"),
         rules={column: str(Rule(**rule)) for column, rule in state["keep"].items()},
         metrics=dict(metrics or {}),
         wall_s=wall_s,
         num_ignored=ignored,
     )
+
+
+def _is_waiting(row: dict[str, Any]) -> bool:
+    """Whether the stage that failed left no mark, because another time it may succeed."""
+    by = failed_stage(row["error"])
+    return by != DELIVERY and by not in {mark.partition("@")[0] for mark in row["measured"]}
 
 
 def _as_typed(folder: Path) -> str:

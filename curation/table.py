@@ -65,6 +65,16 @@ CLIPS = pa.schema(
         ("measured", pa.list_(pa.string())),  # stage@key: what measured the scores of this row
     ]
 )
+USAGE = pa.struct(  # of the column NAME_usage: what the caption NAME is by, and what it took
+    [
+        ("model", pa.string()),
+        ("prompt", pa.string()),  # name#digest of its text
+        ("calls", pa.int32()),
+        ("prompt_tokens", pa.int64()),
+        ("completion_tokens", pa.int64()),
+        ("cut_off", pa.bool_()),
+    ]
+)
 CAPTIONS = pa.schema(
     [
         ("frame_captions", pa.list_(pa.struct([("t_s", pa.float64()), ("text", pa.string())]))),
@@ -132,6 +142,11 @@ class Store:
 
     def path(self, kind: str, part_id: str) -> Path:
         return self.root / kind / f"{part_id}.parquet"
+
+    @property
+    def kept(self) -> Path:
+        """A folder for what stages keep of videos that are not committed yet."""
+        return self.root / "pending"
 
     def scratch(self, name: str) -> Path:
         """A file that is of use only until a part is committed; what is left over goes with the next run."""

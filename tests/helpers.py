@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from curation.frames import PACKED, SHEET, Frames, pack
 from curation.stage import Stage
-from curation.table import CLIPS, Store
+from curation.table import CAPTIONS, CLIPS, Store
 from filters.video_hash import VideoHash
 
 DIMENSION = 8  # of embeddings in tests
@@ -54,13 +54,20 @@ def _aesthetic() -> dict[str, Any]:
     return {"head": str(head(scratch() / "head.pth", width=DIMENSION))}
 
 
+def _captioner() -> dict[str, Any]:
+    return {"model": "tests.captioning.scripted:describe"}
+
+
 # Stage -> what makes arguments for it, where it cannot do without: models small enough to be made here.
 EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "aesthetic": _aesthetic,
+    "caption": lambda: {**_captioner(), "version": "direct"},
     "classify": _classify,
     "embedding": _embedding,
+    "frame_captions": _captioner,
     "learned": _learned,
     "match": _embedding,
+    "short_caption": _captioner,
 }
 
 
@@ -137,26 +144,30 @@ def batch_for(stage: Stage, count: int) -> pa.Table:
     for column in stage.inputs:
         if column in table.column_names:
             continue
-        if column == "video_path":
-            table = table.append_column(column, pa.array([f"/nowhere/v{i}.mp4" for i in range(count)]))
-        elif column == "bit_rate":
-            table = table.append_column(column, pa.array([1e6] * count, pa.float64()))
-        elif column == "video_hash":
-            clips = [moving_frames(VideoHash.frames, seed=i) for i in range(count)]
-            table = table.append_column(column, pa.array([VideoHash().score(*clip) for clip in clips], pa.binary()))
+        if column in _COLUMNS:
+            make, kind = _COLUMNS[column]
+            values = pa.array([make(i) for i in range(count)], kind)
         elif column == "frames":
             frames = getattr(stage, "frames", Frames.sheet(long_side_px=64))
             sheets = [sheet_cell(*moving_frames(frames, count=3, seed=i)) for i in range(count)]
-            table = table.append_column(column, pa.array(sheets, SHEET))
+            values = pa.array(sheets, SHEET)
         elif column.startswith("frames_"):
             frames = stage.frames  # type: ignore[attr-defined]
-            cells = [pack(*moving_frames(frames, seed=i)) for i in range(count)]
-            table = table.append_column(column, pa.array(cells, PACKED))
-        elif column == "caption":
-            table = table.append_column(column, pa.array([f"a dog, number {i}" for i in range(count)]))
-        elif column == "embedding":
-            vectors = np.random.default_rng(0).normal(size=(count, DIMENSION))
-            table = table.append_column(column, pa.array(vectors.tolist(), pa.list_(pa.float32())))
+            values = pa.array([pack(*moving_frames(frames, seed=i)) for i in range(count)], PACKED)
         else:
-            raise AssertionError(f"tests do not know how to make column {column!r}; teach batch_for")
+            raise AssertionError(f"tests do not know how to make column {column!r}; teach _COLUMNS")
+        table = table.append_column(column, values)
     return table
+
+
+# Column -> its value for clip i, and its type.
+_COLUMNS: dict[str, tuple[Callable[[int], Any], pa.DataType]] = {
+    "bit_rate": (lambda i: 1e6, pa.float64()),
+    "camera_motion": (lambda i: ["pan_left"], pa.list_(pa.string())),
+    "caption": (lambda i: f"a dog, number {i}", pa.string()),
+    "embedding": (lambda i: np.random.default_rng(i).normal(size=DIMENSION).tolist(), pa.list_(pa.float32())),
+    "frame_captions": (lambda i: [{"t_s": 0.5, "text": f"a dog, {i}"}], CAPTIONS.field("frame_captions").type),
+    "short_caption": (lambda i: f"dog {i} runs", pa.string()),
+    "video_hash": (lambda i: VideoHash().score(*moving_frames(VideoHash.frames, seed=i)), pa.binary()),
+    "video_path": (lambda i: f"/nowhere/v{i}.mp4", pa.string()),
+}

@@ -1,0 +1,189 @@
+"""Models behind an OpenAI-compatible HTTP endpoint: vLLM, SGLang, ``transformers serve``, hosted ones."""
+
+from __future__ import annotations
+
+import base64
+import concurrent.futures
+import dataclasses
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Ge, Gt
+
+from captioning.requests import Reply, Request
+from curation.errors import NotNowError, UsageError, nearest, one_line
+
+_CHECK_S = 10.0  # for the server to say which models it has
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """Where a model is served and how much may be asked of it, as written under ``endpoint:``.
+
+    A run has one worker for each stage with an endpoint, so that limits hold for the run as a whole.
+
+    Attributes:
+        url: up to and with ``/v1``.
+        key_env: the environment variable that holds the key, on the machine of the worker; null sends none.
+        concurrency: requests on their way at a time.
+        timeout_s: for one answer.
+        retries: of one request, after time-outs, lost connections, 429 and 5xx, with growing pauses.
+        requests_per_minute: at most; null is no limit.
+        max_usd: a run stops asking once its answers have cost so much. What is on its way then still comes in. Needs
+        usd_per_million: price of a million tokens of prompt, and of answer.
+        body: more fields of the request body, as the server wants them.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+
+    url: str
+    key_env: str | None = None
+    concurrency: Annotated[int, Ge(1)] = 16
+    timeout_s: Annotated[float, Gt(0)] = 120.0
+    retries: Annotated[int, Ge(0)] = 6
+    requests_per_minute: Annotated[float, Gt(0)] | None = None
+    max_usd: Annotated[float, Gt(0)] | None = None
+    usd_per_million: tuple[float, float] | None = None
+    body: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def check(self, model: str) -> None:
+        """Make sure, before any work, that the server answers and has the model.
+
+        Raises:
+            UsageError: it does not, or the settings make no sense together.
+        """
+        import openai
+
+        if not self.url.startswith(("http://", "https://")):
+            raise UsageError(f"endpoint url {self.url!r} must begin with http:// or https://, and mostly ends in /v1")
+        if self.max_usd is not None and self.usd_per_million is None:
+            raise UsageError("max_usd needs usd_per_million: [price of prompts, price of answers]")
+        client = self.client(timeout_s=_CHECK_S, retries=1)
+        try:
+            known = [served.id for served in client.models.list()]
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            key = f"the key in {self.key_env}" if self.key_env else "to answer without a key (set key_env)"
+            raise UsageError(f"{self.url} refuses {key}: {one_line(error)}") from error
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            raise UsageError(f"nothing answers at {self.url} ({one_line(cause)}); start the server first") from error
+        except openai.APIError:
+            return  # some have no list; then the first request will tell
+        if known and model not in known:
+            raise UsageError(f"{self.url} has no model {model!r}.{nearest(model, known)}")
+
+    def client(self, *, timeout_s: float, retries: int) -> Any:
+        """A client of the package openai.
+
+        Raises:
+            UsageError: the key is not in the environment.
+        """
+        import openai
+
+        key = os.environ.get(self.key_env) if self.key_env else "none"
+        if not key:
+            raise UsageError(f"the environment variable {self.key_env} does not hold a key for {self.url}")
+        return openai.OpenAI(base_url=self.url, api_key=key, timeout=timeout_s, max_retries=retries)
+
+
+class EndpointBackend:
+    """Asks an endpoint, many requests at a time.
+
+    A request that fails for good is a ``NotNowError``. Once nothing but failures have come back for a while, or the
+    cap on spending is reached, the rest is not asked any more in this run.
+    """
+
+    def __init__(self, endpoint: Endpoint, model: str, *, temperature: float = 0.0, seed: int = 0) -> None:
+        self.endpoint, self.model = endpoint, model
+        self._sampling = {"temperature": temperature, "seed": seed}
+        self._client = endpoint.client(timeout_s=endpoint.timeout_s, retries=endpoint.retries)
+        self._pool = concurrent.futures.ThreadPoolExecutor(endpoint.concurrency, thread_name_prefix="endpoint")
+        self._lock = threading.Lock()
+        self._next_s = 0.0  # when the next request may go
+        self._failures = 0  # in a row
+        self._usd = 0.0
+        self._gave_up: str | None = None
+
+    def ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | Exception]]:
+        """See ``Backend``."""
+        waiting = {self._pool.submit(self._one, request): i for i, request in enumerate(requests)}
+        try:
+            for future in concurrent.futures.as_completed(waiting):
+                yield waiting[future], future.result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _one(self, request: Request) -> Reply | Exception:
+        self._wait_for_turn()
+        if self._gave_up:
+            return NotNowError(self._gave_up)
+        try:
+            answer = self._client.chat.completions.create(
+                model=self.model,
+                messages=[{"role": "user", "content": content(request)}],
+                max_tokens=request.max_tokens,
+                extra_body=self.endpoint.body or None,
+                **self._sampling,
+            )
+        except Exception as error:  # of the client, the network or the server, whatever they raise
+            return self._failed(error)
+        return self._answered(answer)
+
+    def _wait_for_turn(self) -> None:
+        if self.endpoint.requests_per_minute is None:
+            return
+        with self._lock:
+            now = time.monotonic()
+            turn = max(now, self._next_s)
+            self._next_s = turn + 60 / self.endpoint.requests_per_minute
+        while not self._gave_up and (left := turn - time.monotonic()) > 0:
+            time.sleep(min(left, 1.0))
+
+    def _failed(self, error: Exception) -> NotNowError:
+        import openai
+
+        hopeless = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
+        why = NotNowError(f"{self.endpoint.url}: {one_line(error.__cause__ or error)}")
+        with self._lock:
+            self._failures += 1
+            if isinstance(error, hopeless) or self._failures >= max(8, 2 * self.endpoint.concurrency):
+                self._gave_up = self._gave_up or f"not asked any more after {self._failures} failures in a row: {why}"
+        return why
+
+    def _answered(self, answer: Any) -> Reply | Exception:
+        usage, choice = answer.usage, answer.choices[0] if answer.choices else None
+        tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)
+        with self._lock:
+            self._failures = 0
+            self._spend(tokens)
+        if choice is None or choice.message.content is None:
+            return NotNowError(f"{self.endpoint.url}: the answer holds no text")
+        return Reply(
+            text=choice.message.content,
+            cut_off=choice.finish_reason == "length",
+            prompt_tokens=tokens[0],
+            completion_tokens=tokens[1],
+        )
+
+    def _spend(self, tokens: tuple[int | None, int | None]) -> None:
+        cap, prices = self.endpoint.max_usd, self.endpoint.usd_per_million
+        if cap is None or prices is None:
+            return
+        if None in tokens:
+            self._gave_up = "max_usd is set, and the server does not say how many tokens it has used"
+        self._usd += sum((count or 0) * price / 1e6 for count, price in zip(tokens, prices, strict=True))
+        if self._usd >= cap:
+            self._gave_up = f"max_usd is reached: this run has spent {self._usd:.2f} USD"
+
+
+def content(request: Request) -> list[dict[str, Any]]:
+    """A request in the words of the chat completions API: pictures in time order, then the text."""
+    pictures: list[dict[str, Any]] = [
+        {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"}}
+        for image in request.images
+    ]
+    return [*pictures, {"type": "text", "text": request.prompt}]

@@ -1,0 +1,205 @@
+"""The captions: of single frames, of the motion, and of the whole, from both (version 1) or at once (version 2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import pyarrow as pa
+from annotated_types import Ge
+
+from captioning.camera import camera_phrase
+from captioning.captioner import Captioner
+from captioning.requests import Reply, Request
+from curation.errors import UsageError
+from curation.table import CAPTIONS, USAGE
+
+
+@dataclasses.dataclass(kw_only=True)
+class FrameCaptions(Captioner):
+    """Dense captions of single frames of the contact sheet, by an image-language model: version 1, first stage.
+
+    Writes:
+        frame_captions: time and text of each frame that was described, in time order.
+        frame_captions_usage: the model, the prompt and what it took.
+
+    Args:
+        max_frames: of a clip, spread over it.
+
+    After CogVideoX (Yang et al. 2024, section 3.4), whose frames are captioned by CogVLM.
+    """
+
+    name: ClassVar[str] = "frame_captions"
+    reads: ClassVar[tuple[str, ...]] = ("frames", "clip_id", "video_id")
+    writes: ClassVar[pa.Schema] = pa.schema([CAPTIONS.field("frame_captions"), ("frame_captions_usage", USAGE)])
+
+    prompt: str = "frames-1"
+    max_frames: Annotated[int, Ge(1)] = 4
+
+    def requests(self, clip: dict[str, Any]) -> list[Request]:
+        frames = spread(readable(clip["frames"]), self.max_frames)
+        text = self.filled.fill({})
+        return [
+            Request(prompt=text, images=(cell["jpeg"],), times=(cell["t_s"],), max_tokens=self.max_tokens)
+            for cell in frames
+        ]
+
+    def result(self, clip: dict[str, Any], replies: list[Reply]) -> dict[str, Any]:
+        frames = spread(clip["frames"], self.max_frames)
+        captions = [
+            {"t_s": cell["t_s"], "text": reply.text.strip()} for cell, reply in zip(frames, replies, strict=True)
+        ]
+        return {"frame_captions": captions, "frame_captions_usage": self.usage(replies)}
+
+
+@dataclasses.dataclass(kw_only=True)
+class ShortCaption(Captioner):
+    """A short caption of what happens in the clip, by a video-language model: version 1, second stage.
+
+    Writes:
+        short_caption: a sentence or two, mostly on motion.
+        short_caption_usage: the model, the prompt and what it took.
+
+    Args:
+        max_frames: of a clip, spread over it.
+        see: the frames as one video, or as several images, which every endpoint takes.
+
+    After CogVideoX (Yang et al. 2024, section 3.4), whose short captions are Panda-70M's.
+    """
+
+    name: ClassVar[str] = "short_caption"
+    reads: ClassVar[tuple[str, ...]] = ("frames", "clip_id", "video_id")
+    writes: ClassVar[pa.Schema] = pa.schema([CAPTIONS.field("short_caption"), ("short_caption_usage", USAGE)])
+
+    prompt: str = "short-1"
+    max_tokens: Annotated[int, Ge(1)] = 96
+    max_frames: Annotated[int, Ge(1)] = 16
+    see: Literal["video", "images"] = "video"
+
+    @property
+    def asks_for_video(self) -> bool:
+        return self.see == "video"
+
+    def requests(self, clip: dict[str, Any]) -> list[Request]:
+        frames = spread(readable(clip["frames"]), self.max_frames)
+        return about_all(frames, self.filled.fill({}), video=self.asks_for_video, max_tokens=self.max_tokens)
+
+    def result(self, clip: dict[str, Any], replies: list[Reply]) -> dict[str, Any]:
+        return {"short_caption": replies[0].text.strip() or None, "short_caption_usage": self.usage(replies)}
+
+
+@dataclasses.dataclass(kw_only=True)
+class Caption(Captioner):
+    """The caption of the clip, which goes into the shards.
+
+    Writes:
+        caption: the text.
+        caption_version: v1, v2 or direct.
+        caption_model, caption_prompt: what wrote it; the prompt with a digest of its text.
+        caption_usage: the same, and what it took.
+
+    Args:
+        version: v1: a language model writes it from ``frame_captions`` and ``short_caption``. v2: a video-language
+            model sees the clip; meant for one that ``cutroom caption distill`` has taught what v1 writes. direct: the
+            same by a model as it comes, a single step as in Open-Sora.
+        camera: v1 only: hand the camera's motion, as the stage ``motion`` has measured it, to the language model.
+        max_frames: v2 and direct: of a clip, spread over it.
+        see: v2 and direct: the frames as one video, or as several images.
+        prompt: by version: summary-1, video-1, or images-1 where images are seen.
+
+    After CogVideoX (Yang et al. 2024, section 3.4); its prompts were not published, these are ours.
+    """
+
+    name: ClassVar[str] = "caption"
+
+    version: Literal["v1", "v2", "direct"] = "v1"  # type: ignore[assignment,misc]  # hides the number of the class
+    prompt: str = ""
+    max_tokens: Annotated[int, Ge(1)] = 320
+    camera: bool = False
+    max_frames: Annotated[int, Ge(1)] = 16
+    see: Literal["video", "images"] = "video"
+
+    def __post_init__(self) -> None:
+        self.prompt = self.prompt or ("summary-1" if self.version == "v1" else _OF_FRAMES[self.see])
+        super().__post_init__()
+
+    @property
+    def reads(self) -> tuple[str, ...]:  # type: ignore[override]  # depends on the arguments
+        given = ("frame_captions", "short_caption") if self.version == "v1" else ("frames",)
+        return (*given, "clip_id", "video_id", *(("camera_motion",) if self.camera else ()))
+
+    @property
+    def writes(self) -> pa.Schema:  # type: ignore[override]
+        names = ("caption", "caption_version", "caption_model", "caption_prompt")
+        return pa.schema([*(CAPTIONS.field(name) for name in names), ("caption_usage", USAGE)])
+
+    @property
+    def fills(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("frame_captions", "short_caption", "camera") if self.version == "v1" else ()
+
+    @property
+    def asks_for_video(self) -> bool:
+        return self.version != "v1" and self.see == "video"
+
+    def check(self) -> None:
+        if self.camera and self.version != "v1":
+            raise UsageError(f"camera: true is for version v1; in {self.version} the model sees the camera itself")
+        super().check()
+
+    def requests(self, clip: dict[str, Any]) -> list[Request]:
+        if self.version != "v1":
+            frames = spread(readable(clip["frames"]), self.max_frames)
+            return about_all(frames, self.filled.fill({}), video=self.asks_for_video, max_tokens=self.max_tokens)
+        if not clip["frame_captions"] and not clip["short_caption"]:
+            return []
+        phrase = camera_phrase(clip["camera_motion"]) if self.camera else ""
+        notes = {
+            "short_caption": clip["short_caption"] or "(not known)",
+            "frame_captions": "\n".join(
+                f"{frame['t_s']:.1f}: {frame['text']}" for frame in clip["frame_captions"] or ()
+            )
+            or "(none)",
+            "camera": f"As measured, {phrase}." if phrase else "",
+        }
+        return [Request(prompt=self.filled.fill(notes), max_tokens=self.max_tokens)]
+
+    def result(self, clip: dict[str, Any], replies: list[Reply]) -> dict[str, Any]:
+        usage = self.usage(replies)
+        return {
+            "caption": replies[0].text.strip() or None,
+            "caption_version": self.version,
+            "caption_model": usage["model"],
+            "caption_prompt": usage["prompt"],
+            "caption_usage": usage,
+        }
+
+
+_OF_FRAMES = {"video": "video-1", "images": "images-1"}
+
+
+def about_all(frames: Sequence[dict[str, Any]], prompt: str, *, video: bool, max_tokens: int) -> list[Request]:
+    """One question about frames of a contact sheet together; none without frames."""
+    if not frames:
+        return []
+    images, times = tuple(cell["jpeg"] for cell in frames), tuple(cell["t_s"] for cell in frames)
+    return [Request(prompt=prompt, images=images, times=times, video=video, max_tokens=max_tokens)]
+
+
+def spread(frames: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """At most ``count`` of the frames, evenly spread, each standing in the middle of its share of the time."""
+    if len(frames) <= count:
+        return list(frames)
+    return [frames[int((i + 0.5) * len(frames) / count)] for i in range(count)]
+
+
+def readable(frames: Sequence[dict[str, Any]] | None) -> Sequence[dict[str, Any]]:
+    """The cells of a contact sheet.
+
+    Raises:
+        ValueError: one is no JPEG; better no caption than one of other pictures.
+    """
+    for cell in frames or ():
+        if not cell["jpeg"].startswith(b"\xff\xd8"):
+            raise ValueError(f"the frame at {cell['t_s']:.3f} s of the contact sheet is no JPEG")
+    return frames or ()

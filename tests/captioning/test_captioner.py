@@ -1,0 +1,236 @@
+"""Whose caption goes where: through whole runs, with a server that answers badly and runs that are killed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from captioning.requests import Request
+from captioning.stages import Caption, FrameCaptions, spread
+from curation.config import load_plan
+from curation.engine import EngineName
+from curation.errors import ConfigError, UsageError
+from curation.report import exit_status
+from curation.run import run
+from curation.stage import run_stage
+from curation.table import CAPTIONS, Store
+from tests.captioning.server import Behaviour, Server, coded_film, serving
+from tests.helpers import batch_for
+
+CLIP_S = 0.5
+
+
+def films(folder: Path, *, num_films: int, num_clips: int) -> Path:
+    folder.mkdir()
+    for i in range(num_films):
+        coded_film(folder / f"{i:03d}.mp4", i * 1000, num_clips=num_clips, clip_s=CLIP_S)
+    return folder
+
+
+def pipeline(path: Path, **models: str) -> Path:
+    """A pipeline of version 1; each stage has the arguments given, as YAML."""
+    stages = "\n".join(f"    - {name}: {{{arguments}}}" for name, arguments in models.items())
+    decode = f"decode: {{detector: none, max_clip_s: {CLIP_S}, grid_s: {CLIP_S}, sheet_fps: 4, isolate: false}}"
+    path.write_text(f"told:\n  stages:\n    - {decode}\n{stages}\n")
+    return path
+
+
+def version_1(path: Path, server: Server, **endpoint: Any) -> Path:
+    settings = json.dumps({"url": server.url, "concurrency": 16, **endpoint})
+    each = f"model: teller, endpoint: {settings}"
+    return pipeline(path, frame_captions=f"{each}, max_frames: 2", short_caption=f"{each}, see: images", caption=each)
+
+
+def expected(row: dict[str, Any]) -> int:
+    """The number that is shown in a clip."""
+    return int(row["video"].split("/")[-1][:3]) * 1000 + round(row["start_s"] / CLIP_S)
+
+
+def check_captions(output: Path, count: int) -> None:
+    rows = Store(output).clips().to_pylist()
+    assert len(rows) == len({row["clip_id"] for row in rows}) == count
+    for row in rows:
+        token = f"number {expected(row)}"
+        assert row["status"] == "kept", row["error"]
+        assert [frame["text"] for frame in row["frame_captions"]] == [token] * 2
+        assert row["short_caption"] == token
+        assert row["caption"] == token
+        assert (row["caption_version"], row["caption_model"]) == ("v1", "teller")
+        assert row["caption_prompt"].startswith("summary-1#")
+        assert row["frame_captions_usage"]["calls"] == 2
+        assert row["frame_captions_usage"]["prompt_tokens"] == 220
+
+
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_clips", [5, pytest.param(100, marks=pytest.mark.slow)])
+def test_nobodys_caption_goes_to_another_clip(tmp_path: Path, engine: EngineName, num_clips: int) -> None:
+    """With 20 films of 100 clips, two thousand; the server answers out of order, slowly, and often not at all."""
+    footage = films(tmp_path / "films", num_films=20, num_clips=num_clips)
+    with serving(Behaviour(delay_s=0.02, errors=0.1, dropped=0.05)) as server:
+        config = version_1(tmp_path / "p.yaml", server, concurrency=32, retries=8)
+        summary = run_apart(config, footage, tmp_path / "out") if engine == "ray" else None
+        if summary is None:
+            run("told", [str(footage)], tmp_path / "out", config=str(config), engine="local", shards=False)
+        assert set(server.answered.values()) == {1}
+    check_captions(tmp_path / "out", 20 * num_clips)
+    assert not list((tmp_path / "out").glob("pending/*")), "what was kept for a resume is still there"
+
+
+def command(config: Path, footage: Path, output: Path, engine: EngineName = "ray") -> list[str]:
+    where = ["--input", str(footage), "--output", str(output), "--config", str(config)]
+    return [sys.executable, "-m", "curation.cli", "run", "told", *where, "--engine", engine, "--no-shards"]
+
+
+def run_apart(config: Path, footage: Path, output: Path) -> int:
+    """Run in a process of its own, because Ray stays up in the process that started it."""
+    done = subprocess.run(command(config, footage, output), capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.returncode
+
+
+def test_a_run_that_is_killed_asks_for_no_caption_twice(tmp_path: Path) -> None:
+    footage = films(tmp_path / "films", num_films=6, num_clips=10)
+    output, concurrency = tmp_path / "out", 4
+    with serving(Behaviour(delay_s=0.05)) as server:
+        config = version_1(tmp_path / "p.yaml", server, concurrency=concurrency)
+        for stop_after in (15, 60, 130, 200):
+            going = subprocess.Popen(
+                command(config, footage, output, "local"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            while server.answered.total() < stop_after and going.poll() is None:
+                time.sleep(0.01)
+            going.send_signal(signal.SIGKILL)
+            going.wait()
+        run("told", [str(footage)], output, config=str(config), engine="local", shards=False)
+        again = sum(count - 1 for count in server.answered.values())
+        # What the server had said, or was saying, when the run was killed cannot be known to the next run.
+        assert again <= 4 * concurrency
+        assert server.answered.total() >= 4 * 60
+    check_captions(output, 60)
+
+
+def test_what_a_broken_server_left_open_is_done_by_the_next_run(tmp_path: Path) -> None:
+    footage = films(tmp_path / "films", num_films=4, num_clips=5)
+    output = tmp_path / "out"
+    with serving(Behaviour(gone_after=47)) as server:
+        config = version_1(tmp_path / "p.yaml", server, concurrency=4, retries=0)
+        summary = run("told", [str(footage)], output, config=str(config), engine="local", shards=False)
+        assert exit_status(summary) == 1
+        assert summary.clips["failed"] == summary.num_waiting > 0
+        assert summary.waiting_for is not None
+        assert server.url in summary.waiting_for
+        failed = [row for row in Store(output).clips().to_pylist() if row["status"] == "failed"]
+        assert all(row["error"].split(":")[1] == " NotNowError" and row["caption"] is None for row in failed)
+        server.behaviour.gone_after = None
+        summary = run("told", [str(footage)], output, config=str(config), engine="local", shards=False)
+        assert exit_status(summary) == 0
+        assert set(server.answered.values()) == {1}, "what had been answered was asked for again"
+    check_captions(output, 20)
+
+
+def test_an_endpoint_that_is_not_there_stops_the_request_before_work(tmp_path: Path) -> None:
+    footage = films(tmp_path / "films", num_films=1, num_clips=1)
+    with serving() as server:
+        config = version_1(tmp_path / "p.yaml", server)
+    with pytest.raises(ConfigError, match=r"p\.yaml:4:\d+: stage 'frame_captions': nothing answers at"):
+        run("told", [str(footage)], tmp_path / "out", config=str(config), engine="local")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_prompt_asks_again_and_another_url_does_not(tmp_path: Path) -> None:
+    footage = films(tmp_path / "films", num_films=2, num_clips=2)
+    output = tmp_path / "out"
+
+    def asked(server: Server, config: Path) -> int:
+        before = server.answered.total()
+        run("told", [str(footage)], output, config=str(config), engine="local", shards=False)
+        return server.answered.total() - before
+
+    with serving() as server:
+        config = version_1(tmp_path / "p.yaml", server)
+        assert asked(server, config) == 4 * (2 + 1 + 1)
+        assert asked(server, config) == 0
+        (tmp_path / "own.txt").write_text("Short: $short_caption")
+        config.write_text(config.read_text().replace("- caption: {", f"- caption: {{prompt: {tmp_path}/own.txt, "))
+        assert asked(server, config) == 4
+        (tmp_path / "own.txt").write_text("In short: $short_caption")
+        assert asked(server, config) == 4
+        row = Store(output).clips().to_pylist()[0]
+        assert row["caption_prompt"].startswith("own#")
+    with serving() as other:
+        config.write_text(config.read_text().replace(server.url, other.url))
+        assert asked(other, config) == 0
+
+
+def test_a_caption_keeps_what_it_was_written_from(tmp_path: Path) -> None:
+    """And the language model gets the frames' captions with their times, in order, and the camera in words."""
+    seen: list[Request] = []
+    stage = Caption(model="tests.captioning.scripted:describe", camera=True)
+    batch = batch_for(stage, 1)
+    frames = [{"t_s": 0.25, "text": "a dog"}, {"t_s": 1.25, "text": "a cat"}]
+    field = CAPTIONS.field("frame_captions")
+    batch = batch.set_column(batch.schema.get_field_index("frame_captions"), field, pa.array([frames], field.type))
+    stage.setup()
+    original = stage._backend.ask
+    stage._backend.ask = lambda requests: (seen.extend(requests), original(requests))[1]  # type: ignore[method-assign,func-returns-value]
+    done = run_stage(stage, batch, mark="caption@1")
+    assert "0.2: a dog\n1.2: a cat" in seen[0].prompt
+    assert "the camera pans left" in seen[0].prompt
+    assert "$" not in seen[0].prompt
+    assert done["caption_usage"][0].as_py()["calls"] == 1
+
+
+def test_without_notes_there_is_nothing_to_summarise() -> None:
+    stage = Caption(model="tests.captioning.scripted:describe")
+    stage.setup()
+    batch = batch_for(stage, 2)
+    for name in ("frame_captions", "short_caption"):
+        place = batch.schema.get_field_index(name)
+        batch = batch.set_column(place, batch.schema.field(name), pa.nulls(2, batch.schema.field(name).type))
+    done = run_stage(stage, batch, mark="caption@1")
+    assert done["caption"].to_pylist() == [None, None]
+    assert done["status"].to_pylist() == ["kept", "kept"]
+
+
+def test_frames_are_spread_over_the_clip() -> None:
+    frames = [{"t_s": float(i)} for i in range(10)]
+    assert [frame["t_s"] for frame in spread(frames, 2)] == [2, 7]
+    assert [frame["t_s"] for frame in spread(frames, 3)] == [1, 5, 8]
+    assert spread(frames, 10) == spread(frames, 99) == frames
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (Caption(model="tests.captioning.scripted:describe", prompt="summary"), "no prompt 'summary'"),
+        (Caption(model="tests.captioning.scripted:nobody"), "cannot be loaded"),
+        (Caption(model="tests.captioning.server:HEIGHT"), "is not a function"),
+        (Caption(model="a.b:c", version="v2", camera=True), "camera: true is for version v1"),
+        (Caption(model="tests.captioning.scripted:describe", version="v2", prompt="summary-1"), "which nobody fills"),
+        (FrameCaptions(model="tests.captioning.scripted:describe", prompt="/no/such.txt"), "cannot be read"),
+    ],
+)
+def test_mistakes_are_said_before_any_work(stage: Caption, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        stage.check()
+
+
+def test_pipelines_with_captioners_load(tmp_path: Path) -> None:
+    model = "model: tests.captioning.scripted:describe"
+    config = pipeline(tmp_path / "p.yaml", frame_captions=model, short_caption=model, caption=model)
+    plan = load_plan("told", config)
+    assert plan.scores == []
+    assert {"caption_usage", "frame_captions_usage", "short_caption_usage"} <= set(plan.clip_schema.names)
+    config.write_text(config.read_text().replace("- caption: {", "- caption: {version: v2, "))
+    assert load_plan("told", config).steps[-1].mark != plan.steps[-1].mark
+    with pytest.raises(ConfigError, match="camera_motion"):
+        config.write_text(config.read_text().replace("version: v2, ", "camera: true, "))
+        load_plan("told", config)

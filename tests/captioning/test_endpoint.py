@@ -1,0 +1,142 @@
+"""Asking a server, reliable or not."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import cv2
+import pytest
+
+from captioning.endpoint import Endpoint, EndpointBackend
+from captioning.requests import Reply, Request
+from curation.errors import NotNowError, UsageError
+from tests.captioning.server import Behaviour, coded_picture, serving
+
+
+def request(number: int, *, images: int = 1) -> Request:
+    jpeg = cv2.imencode(".jpg", coded_picture(number))[1].tobytes()
+    times = tuple(float(i) for i in range(images))
+    return Request(prompt=f"Which number, {number}?", images=(jpeg,) * images, times=times, max_tokens=20)
+
+
+def ask(endpoint: Endpoint, count: int, model: str = "teller") -> list[Reply | Exception]:
+    answers = dict(EndpointBackend(endpoint, model).ask([request(i) for i in range(count)]))
+    assert sorted(answers) == list(range(count))
+    return [answers[i] for i in range(count)]
+
+
+def test_answers_out_of_order_go_to_their_questions() -> None:
+    with serving(Behaviour(delay_s=0.05)) as server:
+        questions = [request(i) for i in range(60)]
+        answers = list(EndpointBackend(Endpoint(url=server.url), "teller").ask(questions))
+    order = [place for place, _ in answers]
+    assert order != sorted(order), "the server did not mix them up"
+    for place, reply in answers:
+        assert reply == Reply(text=f"number {place}", prompt_tokens=110, completion_tokens=5)
+
+
+def test_errors_dropped_connections_and_429_are_tried_again() -> None:
+    with serving(Behaviour(errors=0.1, dropped=0.1, limited=0.1)) as server:
+        answers = ask(Endpoint(url=server.url), 60)
+        assert server.num_requests > 60
+    assert [reply.text for reply in answers if isinstance(reply, Reply)] == [f"number {i}" for i in range(60)]
+
+
+def test_429_for_ever_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(Behaviour(limited=1.0)) as server:
+        started = time.monotonic()
+        answers = ask(Endpoint(url=server.url, retries=1, concurrency=4), 100)
+        assert time.monotonic() - started < 30
+        assert server.num_requests <= 2 * (8 + 4), "it went on asking"
+    assert all(isinstance(answer, NotNowError) for answer in answers)
+    assert "RateLimitError" in str(answers[0])
+    assert "failures in a row" in str(answers[-1])
+
+
+def test_a_server_that_goes_away_is_left_alone() -> None:
+    with serving(Behaviour(gone_after=20)) as server:
+        answers = ask(Endpoint(url=server.url, retries=0, concurrency=4), 200)
+        assert server.num_requests <= 20 + 8 + 4
+    good = [i for i, answer in enumerate(answers) if isinstance(answer, Reply)]
+    assert len(good) == 20
+    assert all(str(answers[i].text) == f"number {i}" for i in good)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("key", "model", "why"), [("wrong", "teller", "Authentication"), ("right", "x", "NotFound")])
+def test_a_wrong_key_or_model_is_not_tried_for_long(
+    key: str, model: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TELLER_KEY", key)
+    with serving(Behaviour(key="right")) as server:
+        answers = ask(Endpoint(url=server.url, key_env="TELLER_KEY", concurrency=4), 50, model)
+        assert server.num_requests <= 8
+    assert all(isinstance(answer, NotNowError) and why in str(answer) for answer in answers)
+
+
+def test_a_cap_on_spending_stops_the_questions() -> None:
+    with serving() as server:
+        # Each answer takes 110 and 5 tokens: 0.0012 dollars.
+        endpoint = Endpoint(url=server.url, concurrency=2, max_usd=0.012, usd_per_million=(10.0, 20.0))
+        answers = ask(endpoint, 50)
+        assert 10 <= server.answered.total() <= 12
+    assert sum(isinstance(answer, Reply) for answer in answers) == server.answered.total()
+    assert "max_usd is reached: this run has spent 0.01 USD" in str(answers[-1])
+
+
+def test_a_cap_needs_a_server_that_counts() -> None:
+    with serving(Behaviour(silent=True)) as server:
+        answers = ask(Endpoint(url=server.url, concurrency=1, max_usd=1.0, usd_per_million=(10.0, 20.0)), 20)
+    assert "does not say how many tokens" in str(answers[-1])
+
+
+def test_requests_per_minute_are_kept_to() -> None:
+    with serving() as server:
+        started = time.monotonic()
+        ask(Endpoint(url=server.url, requests_per_minute=600), 6)
+        assert time.monotonic() - started >= 0.5
+
+
+def test_more_fields_reach_the_server() -> None:
+    with serving() as server:
+        endpoint = Endpoint(url=server.url, body={"model": "other"})
+        assert "no model other" in str(ask(endpoint, 1)[0])
+
+
+def test_an_answer_without_text_is_not_a_caption() -> None:
+    with serving(answer=lambda prompt, images: None) as server:  # type: ignore[arg-type,return-value]
+        assert "holds no text" in str(ask(Endpoint(url=server.url), 1)[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "model", "message"),
+    [
+        ({"url": "ftp://x"}, "teller", "must begin with http"),
+        ({"max_usd": 1.0}, "teller", "needs usd_per_million"),
+        ({"key_env": "NO_SUCH_KEY"}, "teller", "NO_SUCH_KEY does not hold a key"),
+        ({"key_env": "TELLER_KEY"}, "teller", "refuses the key in TELLER_KEY"),
+        ({}, "teller", "refuses to answer without a key"),
+        ({"key_env": "GOOD_KEY"}, "tell", "has no model 'tell'. Did you mean 'teller'?"),
+    ],
+)
+def test_mistakes_are_said_before_any_work(
+    settings: dict[str, object], model: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TELLER_KEY", "wrong")
+    monkeypatch.setenv("GOOD_KEY", "right")
+    with serving(Behaviour(key="right")) as server, pytest.raises(UsageError, match=message):
+        Endpoint(**{"url": server.url, **settings}).check(model)  # type: ignore[arg-type]
+    assert server.num_requests == 0
+
+
+def test_a_server_that_does_not_run_is_said_before_any_work() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    with pytest.raises(UsageError, match="nothing answers at"):
+        Endpoint(url=url).check("teller")
+
+
+def test_a_good_endpoint_passes_the_check() -> None:
+    with serving() as server:
+        Endpoint(url=server.url).check("teller")
