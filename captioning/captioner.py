@@ -61,7 +61,7 @@ class Captioner(Stage):
 
     def __post_init__(self) -> None:
         self._folder: Path | None = None
-        if not self.endpoint and is_path(self.model):
+        if not self.endpoint and not is_callable(self.model) and is_path(self.model):
             self.model = located(self.model)
         if self.prompt.endswith(".txt"):
             self.prompt = located(self.prompt)
@@ -89,7 +89,7 @@ class Captioner(Stage):
         else:
             from captioning.local import check
 
-            check(self.model, video=self.asks_for_video)
+            check(self.model, video=self.asks_for_video, pictures="frames" in self.reads)
 
     @property
     def asks_for_video(self) -> bool:

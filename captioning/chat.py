@@ -77,24 +77,35 @@ def kind_of(source: str) -> str:
     Raises:
         UsageError: the model is not there, or of neither kind.
     """
-    check_weights(source, ["config.json"])
     mend()
-    from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     )
 
-    try:
-        config = AutoConfig.from_pretrained(located(source), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"the model {source} is of no class of transformers: {why}") from error
+    config = config_of(source)
     if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return "image-text-to-text"
     if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return "text"
     raise UsageError(f"the model {source} ({config.model_type}) neither describes pictures nor writes text")
+
+
+def config_of(source: str) -> Any:
+    """The configuration of a model of a class that is in transformers itself.
+
+    Raises:
+        UsageError: the model is not there, or of no such class.
+    """
+    check_weights(source, ["config.json"])
+    mend()
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(located(source), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"the model {source} is of no class of transformers: {why}") from error
 
 
 def tokenizer_of(processor: Any) -> Any:
@@ -143,8 +154,16 @@ def encode(processor: Any, requests: Sequence[Request], *, answers: Sequence[str
     return batch
 
 
-def generate(model: Any, processor: Any, requests: Sequence[Request]) -> list[Reply]:
-    """Answer requests together, always with the likeliest token; each answer ends at its own ``max_tokens``."""
+def generate(
+    model: Any, processor: Any, requests: Sequence[Request], *, temperature: float = 0.0, seed: int = 0
+) -> list[Reply]:
+    """Answer requests together; each answer ends at its own ``max_tokens``.
+
+    Args:
+        model, processor: as ``load`` gives them.
+        temperature: 0 always takes the likeliest token. Above it, answers depend on what is asked together.
+        seed: of what is drawn.
+    """
     import torch
 
     tokenizer = tokenizer_of(processor)
@@ -153,14 +172,16 @@ def generate(model: Any, processor: Any, requests: Sequence[Request]) -> list[Re
         if torch.is_tensor(value) and value.is_floating_point():
             batch[name] = value.to(model.dtype)
     most = max(request.max_tokens for request in requests)
+    drawn: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    if temperature:
+        torch.manual_seed(seed ^ int(requests[0].digest()[:8], 16))
     with torch.inference_mode():
         # Sampling settings that come with a model are for chatting.
         output = model.generate(
             **batch,
             max_new_tokens=most,
-            do_sample=False,
+            **{"temperature": None, **drawn},
             num_beams=1,
-            temperature=None,
             top_p=None,
             top_k=None,
             repetition_penalty=None,

@@ -30,7 +30,8 @@ class Journal:
         for line in path.read_bytes().splitlines():
             try:
                 entry = json.loads(line)
-                known[entry.pop("key")] = Reply(**entry)
+                key = entry.pop("key")
+                known[key] = Reply(**entry)
             except (ValueError, TypeError, KeyError):
                 continue  # the run was killed while it wrote this line
         return known

@@ -6,9 +6,10 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from captioning.chat import generate, kind_of, load
+from captioning.chat import config_of, generate, kind_of, load
 from captioning.requests import Reply, Request
 from curation.errors import CutroomError, StageError, UsageError, one_line
+from curation.model_files import check_safetensors
 
 
 class LocalBackend:
@@ -74,22 +75,12 @@ def check(source: str, *, video: bool, pictures: bool) -> None:
     Raises:
         UsageError: the model is not there, or of the wrong kind.
     """
-    from captioning.chat import check_weights_of
-
-    kind = kind_of(source)
-    if pictures and kind == "text":
-        raise UsageError(f"the model {source} reads only text; name an image-text-to-text model")
-    check_weights_of(source)
-    if video and not sees_video(source):
-        raise UsageError(f"the model {source} takes pictures and no video; say see: images")
-
-
-def sees_video(source: str) -> bool:
-    """Whether a model's configuration has a token for videos."""
-    from captioning.chat import config_of
-
     config = config_of(source)
-    return any(getattr(config, name, None) is not None for name in ("video_token_id", "video_token_index"))
+    if pictures and kind_of(source) == "text":
+        raise UsageError(f"the model {source} ({config.model_type}) reads only text; name one that sees")
+    if video and not any(getattr(config, name, None) for name in ("video_token_id", "video_token_index")):
+        raise UsageError(f"the model {source} ({config.model_type}) takes pictures and no video; say see: images")
+    check_safetensors(source)
 
 
 @functools.lru_cache(maxsize=2)  # stages that share a worker may share a model

@@ -130,7 +130,7 @@ class Caption(Captioner):
         return (*given, "clip_id", "video_id", *(("camera_motion",) if self.camera else ()))
 
     @property
-    def writes(self) -> pa.Schema:  # type: ignore[override]
+    def writes(self) -> pa.Schema:
         names = ("caption", "caption_version", "caption_model", "caption_prompt")
         return pa.schema([*(CAPTIONS.field(name) for name in names), ("caption_usage", USAGE)])
 

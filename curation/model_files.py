@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from curation.errors import UsageError, nearest
 from curation.fingerprint import hash_file
 
+_INDEX = "model.safetensors.index.json"
 _ANSWER_S = 10.0  # for the hub to say whether it has a file
 
 
@@ -84,6 +86,26 @@ def _unreachable(source: str, name: str, error: Exception) -> MissingWeightsErro
         f"the weights {source} ({name}) are not on this machine, and the Hugging Face hub gave: {why.rstrip('.')}. "
         f"Get them where there is a network, with `hf download {source}`, or give the path of a copy"
     )
+
+
+def check_safetensors(source: str) -> None:
+    """Make sure of the weights of a transformers model, in one file or, as an index says, in several.
+
+    Raises:
+        MissingWeightsError: they are not there.
+    """
+    try:
+        check_weights(source, ["model.safetensors"])
+    except MissingWeightsError:
+        try:
+            check_weights(source, [_INDEX])
+        except MissingWeightsError:
+            pass  # the single file is what to ask for
+        else:
+            index = json.loads(fetch_weights(source, _INDEX).read_text(encoding="utf-8"))
+            check_weights(source, sorted(set(index["weight_map"].values())))
+            return
+        raise
 
 
 def located(source: str) -> str:

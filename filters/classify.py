@@ -17,12 +17,11 @@ from annotated_types import Ge, Len
 
 from curation.errors import UsageError, nearest
 from curation.frames import Frames
-from curation.model_files import MissingWeightsError, check_weights, fetch_weights, identity, located
+from curation.model_files import check_safetensors, check_weights, fetch_weights, identity, located
 from curation.stage import Filter, Needs, operational
 from curation.table import CAPTIONS, CLIPS, SHARDED
 
 _RESERVED = {"frames", "video_path", "embedding", *CLIPS.names, *CAPTIONS.names, *SHARDED.names}
-_INDEX = "model.safetensors.index.json"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -88,7 +87,7 @@ class Classify(Filter):
             if column in _RESERVED:
                 raise UsageError(f"column {column!r} has another meaning in the table; name it {column}_score, say")
         check_weights(self._source, ["config.json", "preprocessor_config.json"])
-        _check_safetensors(self._source)
+        check_safetensors(self._source)
         known, _ = read_labels(self._source)
         for label in itertools.chain.from_iterable(_listed(labels) for labels in self.columns.values()):
             if label not in known:
@@ -186,22 +185,6 @@ def read_labels(source: str) -> tuple[list[str], bool]:
         kind = problem if problem == "regression" else ", ".join(architectures) or "no architecture"
         raise UsageError(f"{source} is no image classification model (its config.json says: {kind})")
     return labels, problem == "multi_label_classification" or len(labels) == 1
-
-
-def _check_safetensors(source: str) -> None:
-    """Make sure of the weights, in one file or, as an index says, in several."""
-    try:
-        check_weights(source, ["model.safetensors"])
-    except MissingWeightsError:
-        try:
-            check_weights(source, [_INDEX])
-        except MissingWeightsError:
-            pass  # the single file is what to ask for
-        else:
-            index = json.loads(fetch_weights(source, _INDEX).read_text(encoding="utf-8"))
-            check_weights(source, sorted(set(index["weight_map"].values())))
-            return
-        raise
 
 
 @contextlib.contextmanager
