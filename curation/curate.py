@@ -39,7 +39,6 @@ class Curate:
         first: load the part and decode; last: commit.
         whole: instead of ``first``, where a later round begins: the stage over the whole table. Its results come as
             ``part.clips``, by ``clip_id``; the rest is loaded as the round before has committed it.
-        ahead: names of the stages of later rounds.
         retry_failed: try failed videos and clips again.
     """
 
@@ -51,7 +50,6 @@ class Curate:
     last: bool = True
     retry_failed: bool = False
     whole: Step | None = None
-    ahead: frozenset[str] = frozenset()
 
     @property
     def needs(self) -> Needs:
@@ -130,8 +128,8 @@ class Curate:
     def _reset(self, clip: dict[str, Any], video: str) -> dict[str, Any]:
         """A stored row as this run starts from it: only marks of this plan count, and rules are judged afresh.
 
-        A failure stands only while the stage that failed would do the same again. That of a stage of a later round
-        waits in ``error`` for that round: until then the clip is as good as any.
+        A failure stands only while the stage that failed would do the same again. It waits in ``error`` until that
+        stage's turn comes (``_fail_again``): until then the clip is as good as any. Those of decoding stand at once.
         """
         marks = {step.mark: step.stage for step in self.plan.steps}
         measured = [mark for mark in clip["measured"] if mark in marks]
@@ -142,7 +140,8 @@ class Curate:
             if self.retry_failed or not again:
                 measured = [mark for mark in measured if marks[mark].name != by]
                 error = None
-        status = "failed" if error and failed_stage(error) not in self.ahead else "kept"
+        later = {step.stage.name for step in self.plan.later}
+        status = "failed" if error and failed_stage(error) not in later else "kept"
         return {**clip, "video": video, "measured": measured, "error": error, "status": status, "reason": None}
 
     def _take_results(self, part: Part, step: Step) -> Part:
@@ -154,18 +153,20 @@ class Curate:
             row.update({name: result[name] for name in step.stage.writes.names})
             others = [mark for mark in row["measured"] if mark.partition("@")[0] != step.stage.name]
             row["measured"] = others + result["measured"]
-        judged = judge(pa.Table.from_pylist(rows, schema=schema), step.rules).to_pylist()
-        part.clips = pa.Table.from_pylist([self._fail_late(row) for row in judged], schema=schema)
+        part.clips = judge(pa.Table.from_pylist(rows, schema=schema), step.rules)
         return part
 
-    def _fail_late(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Bring back the failure that waited for this round; a clip that is rejected by now would not have failed."""
-        by = failed_stage(row["error"] or "")
-        if row["status"] == "failed" or not by or (row["status"] == "kept" and by in self.ahead):
-            return row
-        if row["status"] == "kept":
-            return {**row, "status": "failed"}
-        return {**row, "error": None, "measured": [mark for mark in row["measured"] if mark.partition("@")[0] != by]}
+    def _fail_again(self, clips: pa.Table, stage: str) -> pa.Table:
+        """Bring back the failures that waited for this stage; a clip that is rejected by now would not have failed."""
+        rows = clips.to_pylist()
+        for row in rows:
+            if row["status"] == "failed" or failed_stage(row["error"] or "") != stage:
+                continue
+            if row["status"] == "kept":
+                row["status"] = "failed"
+            else:
+                row.update(error=None, measured=_without(row["measured"], {stage}))
+        return pa.Table.from_pylist(rows, schema=clips.schema)
 
     def _load_sheets(self, part: Part) -> None:
         """Contact sheets are large and seldom needed again, so they are read only on demand."""
@@ -241,6 +242,8 @@ class Curate:
 
     def _measure(self, part: Part, step: Step) -> Part:
         """Run one stage, giving it the derived columns that it reads."""
+        if any(failed_stage(error or "") == step.stage.name for error in part.clips["error"].to_pylist()):
+            part.clips = self._fail_again(part.clips, step.stage.name)
         clips = part.clips
         wants = set(step.stage.inputs)
         if "video_path" in wants:
@@ -278,6 +281,10 @@ class Curate:
                     (self._store.kept / f"{video_id}.{step.stage.name}.jsonl").unlink(missing_ok=True)
 
 
+def _without(marks: list[str], stages: set[str]) -> list[str]:
+    return [mark for mark in marks if mark.partition("@")[0] not in stages]
+
+
 def _of_video(clips: pa.Table, row: dict[str, Any]) -> pa.Table:
     return clips.filter(pc.equal(clips["video_id"], row["video_id"]))
 
@@ -296,7 +303,7 @@ def carry_over(new: pa.Table, old: pa.Table, plan: Plan) -> pa.Table:
         row.update({name: before[name] for name in schema.names if name not in dense})
         row["measured"] += [mark for mark in before["measured"] if mark.partition("@")[0] not in fresh_names]
         if before["error"] and not row["error"] and failed_stage(before["error"]) not in fresh_names:
-            row.update(status=before["status"], error=before["error"])
+            row["error"] = before["error"]  # it waits for its stage
     return pa.Table.from_pylist(rows, schema=schema)
 
 

@@ -275,8 +275,7 @@ def chains(plan: Plan, output: str, base: str, retry_failed: bool) -> list[list[
         groups = [list(group) for _, group in itertools.groupby(steps, key=lambda step: step.stage.needs)]
         if not groups or groups[0][0].stage.needs != plan.decode.stage.needs:
             groups.insert(0, [])
-        ahead = frozenset(step.stage.name for later in rounds[number + 1 :] for step in later)
-        links = [Curate(plan, group, output, base, first=False, last=False, ahead=ahead) for group in groups]
+        links = [Curate(plan, group, output, base, first=False, last=False) for group in groups]
         links[0] = dataclasses.replace(links[0], first=not whole, whole=whole, retry_failed=retry_failed)
         links[-1] = dataclasses.replace(links[-1], last=True)
         all_links.append(links)

@@ -202,6 +202,8 @@ def run_stage(stage: Stage, clips: pa.Table, *, mark: str, score_rejected: bool 
         if not isinstance(result, NotNowError):
             measured[i].append(mark)
         if isinstance(result, Exception):
+            if error[i]:  # a later stage's failure, which this one comes before
+                measured[i] = [m for m in measured[i] if m.partition("@")[0] != error[i].partition(":")[0]]
             status[i], error[i] = "failed", f"{stage.name}: {one_line(result)}"
         else:
             rows[i] = result

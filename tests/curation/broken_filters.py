@@ -36,3 +36,20 @@ class Fussy(Stage):
         if min(durations) < self.shortest_s:
             raise ValueError("too short for me")
         return pa.table({"fuss": pa.array(durations, pa.float32())})
+
+
+@dataclasses.dataclass(kw_only=True)
+class Picky(Stage):
+    """Cannot stand long clips."""
+
+    name = "picky"
+    reads = ("duration_s",)
+    writes = pa.schema([("pick", pa.float32())])
+
+    longest_s: float = 1.0
+
+    def process(self, clips: pa.Table) -> pa.Table:
+        durations = clips["duration_s"].to_pylist()
+        if max(durations) > self.longest_s:
+            raise ValueError("too long for me")
+        return pa.table({"pick": pa.array(durations, pa.float32())})

@@ -273,6 +273,34 @@ def test_a_failed_clip_stays_failed_until_what_failed_is_changed(folder: Path, t
     assert contents(tmp_path / "out") == fresh(folder, tmp_path, stages=stages(0.1))
 
 
+def test_a_failed_clip_keeps_what_was_measured_before_it_failed(folder: Path, tmp_path: Path) -> None:
+    stages = [{"decode": {"isolate": False}}, "sidecar_captions", {FUSSY: {"shortest_s": 1.9}}]
+    go(folder, tmp_path / "out", shards=False, stages=stages, keep={})
+    before = contents(tmp_path / "out")
+    assert any(row["status"] == "failed" and row["caption"] for row in before["clips"])
+    go(folder, tmp_path / "out", shards=False, stages=stages, keep={})
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_clip_that_a_new_rule_rejects_before_it_fails_is_rejected(folder: Path, tmp_path: Path) -> None:
+    stages = [{"decode": {"isolate": False}}, {FUSSY: {"shortest_s": 1.9}}]
+    go(folder, tmp_path / "out", shards=False, stages=stages, keep={})
+    assert any(row["status"] == "failed" for row in contents(tmp_path / "out")["clips"])
+    keep = {"duration_s": {"min": 1.9}}
+    go(folder, tmp_path / "out", shards=False, stages=stages, keep=keep)
+    go(folder, tmp_path / "fresh", shards=False, stages=stages, keep=keep)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_a_failure_of_a_later_round_is_not_lost_behind_one_of_an_earlier(folder: Path, tmp_path: Path) -> None:
+    fussy, picky = {FUSSY: {"shortest_s": 100}}, {"tests.curation.broken_filters:Picky": {"longest_s": 0.1}}
+    table = ["video_hash", "duplicates"]
+    for stages in ([*table, fussy], [picky, *table, fussy], [*table, fussy]):
+        go(folder, tmp_path / "out", shards=False, stages=[{"decode": {"isolate": False}}, *stages], keep={})
+    found = Store(tmp_path / "out").clips().to_pylist()
+    assert {(row["status"], row["error"].partition(":")[0]) for row in found} == {("failed", "fussy")}
+
+
 def test_a_run_killed_before_it_noted_where_clips_lie_is_mended(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
