@@ -24,7 +24,7 @@ from curation.model_files import MissingWeightsError
 from curation.plan import Plan, ShardSettings, Step, is_dense
 from curation.rules import Rule
 from curation.stage import Filter, Stage, TableStage
-from curation.table import APART, CAPTIONS, CLIPS, extend
+from curation.table import CAPTIONS, CLIPS, extend
 from filters import FILTERS
 from shards.codecs import misfit
 
@@ -270,7 +270,7 @@ def _check_reads(document: Document, path: tuple[Hashable, ...], stage: Stage) -
     """A stage that does not run on one part after decoding cannot read everything."""
     if is_dense(stage) and (late := [c for c in stage.reads if c not in CLIPS.names]):
         raise document.error(path, f"stage {stage.name!r} runs while decoding and cannot read {late} yet")
-    if isinstance(stage, TableStage) and (other := [c for c in stage.reads if c in ("video_path", "frames", *APART)]):
+    if isinstance(stage, TableStage) and (other := [c for c in stage.reads if c in ("video_path", "frames")]):
         raise document.error(path, f"stage {stage.name!r} runs on all clips at once and cannot read {other}")
 
 

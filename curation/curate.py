@@ -273,12 +273,18 @@ class Curate:
         """Remove what stages kept for the videos of a part until now, but not where they have to try again."""
         if not self._store.kept.is_dir():
             return
-        rows = part.clips.select(["video_id", "error"]).to_pylist()
-        open_ends = {(row["video_id"], failed_stage(row["error"])) for row in rows if row["error"]}
+        rows = part.clips.select(["video_id", "status", "error", "measured"]).to_pylist()
         for step in self.plan.later:
-            for video_id in part.videos["video_id"].to_pylist():
-                if step.stage.name not in self.ahead and (video_id, step.stage.name) not in open_ends:
-                    (self._store.kept / f"{video_id}.{step.stage.name}.jsonl").unlink(missing_ok=True)
+            name = step.stage.name
+            waiting = {row["video_id"] for row in rows if _is_open(row, step)}
+            for video_id in set(part.videos["video_id"].to_pylist()) - waiting:
+                (self._store.kept / f"{video_id}.{name}.jsonl").unlink(missing_ok=True)
+
+
+def _is_open(row: dict[str, Any], step: Step) -> bool:
+    """Whether a stage has not come to a clip yet, or has to try again."""
+    failed_here = failed_stage(row["error"] or "") == step.stage.name
+    return failed_here or (row["status"] == "kept" and step.mark not in row["measured"])
 
 
 def _without(marks: list[str], stages: set[str]) -> list[str]:

@@ -27,7 +27,7 @@ from curation.progress import Progress
 from curation.ranges import DecodeRange, RangeStore, range_parts
 from curation.stage import run_stage
 from curation.summary import Summary, summarise
-from curation.table import CLIPS, FRAMES, NOT_DECODED, VIDEOS, Part, Store, without_apart
+from curation.table import APART, CLIPS, FRAMES, NOT_DECODED, VIDEOS, Part, Store, without_apart
 from shards.write import ShardSet
 
 _MAX_THREADS = 8
@@ -246,12 +246,17 @@ def divide_videos(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 def over_the_whole_table(store: Store, plan: Plan, step: Step, parts: list[Part]) -> list[Part]:
     """Run a stage over the clips of all parts at once; the parts come back with their clips' results."""
-    columns = [name for name in step.stage.inputs if name != "bit_rate"]
+    apart = [name for name in step.stage.inputs if name in APART]
+    columns = [name for name in step.stage.inputs if name not in ("bit_rate", *apart)]
     columns = list(dict.fromkeys(["clip_id", "video_id", "status", *columns]))
     tables = []
     for i, part in enumerate(parts):
         clips = store.read("clips", part.id, columns)
         clips = clips.append_column("bit_rate", bit_rates(clips, part.videos))
+        for name in apart:
+            file = store.path(APART[name], part.id)
+            where = [str(file) if file.exists() else None] * clips.num_rows
+            clips = clips.append_column(name, pa.array(where, pa.string()))
         tables.append(clips.append_column("part", pa.array([i] * clips.num_rows, pa.int64())))
     if not tables:
         return []

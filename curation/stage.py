@@ -155,7 +155,9 @@ class TableStage(Stage):
     ``process`` is called once in a run, in the driver, after all stages before it have run on all parts, with the clips
     that are still kept, ordered by ``clip_id``; the stages after it skip what the rules on its columns reject. It is
     given columns of the table, never pictures, and its result must not depend on anything else, so that adding videos
-    later gives what one run over everything gives. An exception is the run's: there is no clip to blame.
+    later gives what one run over everything gives. Instead of a column that is kept apart (``embedding``), which of all
+    clips does not fit in memory, it is given the file that may hold the clip's value, and null where there is none:
+    ``curation.table.read_apart`` reads them. An exception is the run's: there is no clip to blame.
     """
 
     cached: ClassVar[bool] = False  # a new clip may change the result of an old one

@@ -185,7 +185,9 @@ class Store:
         """Whether a file holds this table; of None, whether there is no file."""
         if table is None or not self.path(kind, part_id).exists():
             return table is None and not self.path(kind, part_id).exists()
-        return bool(self.read(kind, part_id, None if kind in KINDS else table.column_names).equals(table))
+        stored = self.read(kind, part_id, None if kind in KINDS else table.column_names)
+        # The same vectors may have been measured by the same model under another name.
+        return bool(stored.equals(table)) and _encoder(stored.schema) == _encoder(table.schema)
 
     def with_apart(self, part_id: str, clips: pa.Table, schema: pa.Schema) -> pa.Table:
         """Clips of a part with those columns of the schema that are kept apart, as far as they are there."""
@@ -263,6 +265,49 @@ def apart_of(clips: pa.Table, column: str) -> pa.Table | None:
         return None
     table = clips.filter(clips[column].is_valid()).select(["clip_id", column])
     return table.replace_schema_metadata(table.schema.field(column).metadata)  # where readers look for it
+
+
+def _encoder(schema: pa.Schema) -> bytes | None:
+    """What measured the vectors in a file of a column kept apart."""
+    found: bytes | None = (schema.metadata or {}).get(b"encoder")
+    return found
+
+
+def read_apart(
+    column: str, files: pa.ChunkedArray, clip_ids: pa.ChunkedArray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Vectors kept apart, a few thousand at a time, for a stage over the whole table.
+
+    Args:
+        files: of each clip, the file that may hold its vector, or null: what such a stage is given as the column.
+        clip_ids: the clips.
+
+    Yields:
+        Positions of N clips, and their vectors, float32 N D. Clips without a vector are left out.
+
+    Raises:
+        TableError: the vectors are not all of one encoder, so they cannot be compared.
+    """
+    encoded = pa.chunked_array(files.chunks, pa.string()).combine_chunks().dictionary_encode()
+    codes = encoded.indices.fill_null(-1).to_numpy()
+    order = np.argsort(codes, kind="stable")
+    ends = np.searchsorted(codes[order], np.arange(len(encoded.dictionary) + 1))
+    first: tuple[str, bytes | None, int] | None = None
+    for path, low, high in zip(encoded.dictionary.to_pylist(), ends[:-1], ends[1:], strict=True):
+        places = order[low:high]
+        wanted, file = clip_ids.take(places).combine_chunks(), pq.ParquetFile(path)
+        for batch in file.iter_batches(_ROW_GROUP, columns=["clip_id", column]):
+            at = pc.index_in(batch["clip_id"], wanted)
+            mask = pc.and_(at.is_valid(), batch[column].is_valid())
+            found = at.filter(mask).to_numpy()
+            if not len(found):
+                continue
+            vectors = batch[column].filter(mask).flatten().to_numpy().reshape(len(found), -1)
+            own = path, _encoder(file.schema_arrow), vectors.shape[1]
+            first = first or own
+            if own[1:] != first[1:]:
+                raise TableError(f"{path} and {first[0]} are by different encoders; remove both and run again")
+            yield places[found], vectors
 
 
 def without_apart(clips: pa.Table) -> pa.Table:

@@ -15,6 +15,7 @@ FILTERS: dict[str, str] = {
     "motion": "filters.motion:Motion",
     "noise": "filters.noise:Noise",
     "quality": "filters.quality:Quality",
+    "semantic_duplicates": "filters.semantic_duplicates:SemanticDuplicates",
     "text": "filters.text:Text",
     "video_hash": "filters.video_hash:VideoHash",
 }

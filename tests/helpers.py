@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from curation.frames import PACKED, SHEET, Frames, pack
-from curation.stage import Stage
+from curation.stage import Stage, TableStage
 from curation.table import CAPTIONS, CLIPS, Store
 from filters.video_hash import VideoHash
 
@@ -138,6 +139,22 @@ def sheet_cell(frames: np.ndarray, times: np.ndarray) -> list[dict[str, Any]]:
     return [{"t_s": t, "jpeg": cv2.imencode(".jpg", f)[1].tobytes()} for t, f in zip(times, bgr, strict=True)]
 
 
+def write_vectors(path: Path, ids: Sequence[str], vectors: Sequence[Any], encoder: str = "tests") -> str:
+    """A file of embeddings, as it is kept apart from the clip table."""
+    size = max((len(vector) for vector in vectors if vector is not None), default=DIMENSION)
+    columns = {"clip_id": pa.array(ids, pa.string()), "embedding": pa.array(vectors, pa.list_(pa.float32(), size))}
+    pq.write_table(pa.table(columns).replace_schema_metadata({"encoder": encoder}), path)
+    return str(path)
+
+
+def _embeddings(stage: Stage, ids: list[str]) -> pa.Array:
+    """The column as the stage is given it: over the whole table, as the file where each is."""
+    vectors = np.random.default_rng(0).normal(size=(len(ids), DIMENSION)).tolist()
+    if isinstance(stage, TableStage):
+        return pa.array([write_vectors(scratch() / "vectors.parquet", ids, vectors)] * len(ids), pa.string())
+    return pa.array(vectors, pa.list_(pa.float32()))
+
+
 def batch_for(stage: Stage, count: int) -> pa.Table:
     """Clips with every column that ``stage`` reads, so that it can run."""
     table = clip_rows(count)
@@ -154,6 +171,8 @@ def batch_for(stage: Stage, count: int) -> pa.Table:
         elif column.startswith("frames_"):
             frames = stage.frames  # type: ignore[attr-defined]
             values = pa.array([pack(*moving_frames(frames, seed=i)) for i in range(count)], PACKED)
+        elif column == "embedding":
+            values = _embeddings(stage, table["clip_id"].to_pylist())
         else:
             raise AssertionError(f"tests do not know how to make column {column!r}; teach _COLUMNS")
         table = table.append_column(column, values)
@@ -165,7 +184,6 @@ _COLUMNS: dict[str, tuple[Callable[[int], Any], pa.DataType]] = {
     "bit_rate": (lambda i: 1e6, pa.float64()),
     "camera_motion": (lambda i: ["pan_left"], pa.list_(pa.string())),
     "caption": (lambda i: f"a dog, number {i}", pa.string()),
-    "embedding": (lambda i: np.random.default_rng(i).normal(size=DIMENSION).tolist(), pa.list_(pa.float32())),
     "frame_captions": (lambda i: [{"t_s": 0.5, "text": f"a dog, {i}"}], CAPTIONS.field("frame_captions").type),
     "short_caption": (lambda i: f"dog {i} runs", pa.string()),
     "video_hash": (lambda i: VideoHash().score(*moving_frames(VideoHash.frames, seed=i)), pa.binary()),

@@ -76,7 +76,8 @@ def poison(stage: Stage, batch: pa.Table, row: int) -> pa.Table:
     """Make one row's input unusable: a torn picture, a short embedding, null where a stage expects something else."""
     column = stage.inputs[0]
     values = batch[column].to_pylist()
-    values[row] = {"frames": [{"t_s": 0.0, "jpeg": b"torn"}], "embedding": [0.0]}.get(column)
+    broken = {} if isinstance(stage, TableStage) else {"frames": [{"t_s": 0.0, "jpeg": b"torn"}], "embedding": [0.0]}
+    values[row] = broken.get(column)
     field = batch.schema.field(column)
     return batch.set_column(batch.schema.get_field_index(column), field, pa.array(values, field.type))
 

@@ -247,6 +247,18 @@ def test_embeddings_of_a_run_that_was_killed_are_not_taken_for_those_of_another(
         assert vectors_of(output) == before, kind
 
 
+def test_the_same_model_under_another_name_gives_its_name_to_the_files(
+    footage: Path, config: Path, tmp_path: Path, model: Path
+) -> None:
+    output, moved = tmp_path / "out", tmp_path / "renamed"
+    run("looks", [str(footage)], output, config=str(config), engine="local", shards=False)
+    shutil.copytree(model, moved)
+    config.write_text(config.read_text().replace(str(model), str(moved)))
+    run("looks", [str(footage)], output, config=str(config), engine="local", shards=False)
+    named = {pq.read_schema(file).metadata[b"encoder"].decode() for file in (output / "embeddings").glob("*.parquet")}
+    assert named == {clip.identity(str(moved))}
+
+
 @pytest.mark.parametrize("stage", [Embedding, Match])
 def test_a_gpu_that_is_not_there_stops_the_run_and_fails_no_clip(stage: type[Stage], model: Path) -> None:
     clips = embedded(model, 1).append_column("caption", pa.array(["a dog"]))
