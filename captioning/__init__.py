@@ -4,5 +4,7 @@ from __future__ import annotations
 
 # Stage name in pipelines.yaml -> where the class lives.
 CAPTIONERS: dict[str, str] = {
+    "caption_checks": "captioning.checks:CaptionChecks",
+    "caption_similarity": "captioning.similarity:CaptionSimilarity",
     "sidecar_captions": "captioning.sidecar:SidecarCaptions",
 }
