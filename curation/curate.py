@@ -24,7 +24,7 @@ from curation.ranges import RangeStore
 from curation.rules import judge
 from curation.sheets import take_sheets
 from curation.stage import Needs, run_stage
-from curation.table import APART, CLIPS, VIDEOS, Part, Store, conform, extend, failed_stage
+from curation.table import APART, CLIPS, VIDEOS, Part, Store, conform, extend, failed_stage, without_marks
 
 
 @dataclasses.dataclass
@@ -121,7 +121,7 @@ class Curate:
         gone = (set(APART) & set(schema.names)) - set(clips.column_names)
         if lost := {step.stage.name for step in self.plan.steps if gone & set(step.stage.writes.names)}:
             field, old = CLIPS.field("measured"), clips["measured"].to_pylist()
-            measured = [[mark for mark in marks if mark.partition("@")[0] not in lost] for marks in old]
+            measured = [without_marks(marks, lost) for marks in old]
             clips = clips.set_column(clips.schema.get_field_index("measured"), field, pa.array(measured, field.type))
         return conform(clips, schema)
 
@@ -151,8 +151,7 @@ class Curate:
         for row in rows:
             result = results[row["clip_id"]]
             row.update({name: result[name] for name in step.stage.writes.names})
-            others = [mark for mark in row["measured"] if mark.partition("@")[0] != step.stage.name]
-            row["measured"] = others + result["measured"]
+            row["measured"] = without_marks(row["measured"], {step.stage.name}) + result["measured"]
         part.clips = judge(pa.Table.from_pylist(rows, schema=schema), step.rules)
         return part
 
@@ -165,7 +164,7 @@ class Curate:
             if row["status"] == "kept":
                 row["status"] = "failed"
             else:
-                row.update(error=None, measured=_without(row["measured"], {stage}))
+                row.update(error=None, measured=without_marks(row["measured"], {stage}))
         return pa.Table.from_pylist(rows, schema=clips.schema)
 
     def _load_sheets(self, part: Part) -> None:
@@ -287,10 +286,6 @@ def _is_open(row: dict[str, Any], step: Step) -> bool:
     return failed_here or (row["status"] == "kept" and step.mark not in row["measured"])
 
 
-def _without(marks: list[str], stages: set[str]) -> list[str]:
-    return [mark for mark in marks if mark.partition("@")[0] not in stages]
-
-
 def _of_video(clips: pa.Table, row: dict[str, Any]) -> pa.Table:
     return clips.filter(pc.equal(clips["video_id"], row["video_id"]))
 
@@ -307,7 +302,7 @@ def carry_over(new: pa.Table, old: pa.Table, plan: Plan) -> pa.Table:
         if before is None:
             continue
         row.update({name: before[name] for name in schema.names if name not in dense})
-        row["measured"] += [mark for mark in before["measured"] if mark.partition("@")[0] not in fresh_names]
+        row["measured"] += without_marks(before["measured"], fresh_names)
         if before["error"] and not row["error"] and failed_stage(before["error"]) not in fresh_names:
             row["error"] = before["error"]  # it waits for its stage
     return pa.Table.from_pylist(rows, schema=schema)

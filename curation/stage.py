@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from curation.errors import CutroomError, NotNowError, StageError, one_line
 from curation.frames import Frames
+from curation.table import failed_stage, without_marks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,20 +196,18 @@ def run_stage(stage: Stage, clips: pa.Table, *, mark: str, score_rejected: bool 
         if fresh:
             rows[i] = {name: values[i] for name, values in kept.items()}
             continue
-        measured[i] = [m for m in marks if m.partition("@")[0] != stage.name]
+        measured[i] = without_marks(marks, {stage.name})
         if status[i] == "kept" or (score_rejected and status[i] == "rejected"):
             todo.append(i)
 
     batch = clips.select(list(stage.inputs)).take(pa.array(todo, pa.int64()))
     for i, result in zip(todo, _process(stage, batch), strict=True):
-        if not isinstance(result, NotNowError):
-            measured[i].append(mark)
         if isinstance(result, Exception):
-            if error[i]:  # a later stage's failure, which this one comes before
-                measured[i] = [m for m in measured[i] if m.partition("@")[0] != error[i].partition(":")[0]]
+            measured[i] = without_marks(measured[i], {failed_stage(error[i] or "")})  # of a later stage, which may wait
             status[i], error[i] = "failed", f"{stage.name}: {one_line(result)}"
         else:
             rows[i] = result
+        measured[i] += [] if isinstance(result, NotNowError) else [mark]
 
     written = pa.Table.from_pylist(rows, schema=stage.writes)
     changed = {"status": status, "error": error, "measured": measured}

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +327,11 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
 def failed_stage(error: str) -> str:
     """The stage that a clip's ``error`` names: it reads ``stage: Type: message``."""
     return error.partition(":")[0]
+
+
+def without_marks(measured: Iterable[str], stages: Container[str]) -> list[str]:
+    """The marks ``stage@key`` that are not of these stages."""
+    return [mark for mark in measured if mark.partition("@")[0] not in stages]
 
 
 def extend(*schemas: pa.Schema) -> pa.Schema:

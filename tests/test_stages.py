@@ -7,6 +7,7 @@ import importlib
 import inspect
 import pickle
 import re
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,13 @@ def test_one_broken_clip_among_good_ones_costs_only_itself(name: str) -> None:
         assert done["status"].to_pylist() == ["kept"] * 5
         assert [done[column][2].as_py() for column in stage.writes.names] == [None] * len(stage.writes)
         return
+    if stage.inputs[0] == "caption":  # a clip without a caption is nothing broken
+        assert done["status"].to_pylist() == ["kept"] * 5
+        for column in stage.writes.names:
+            assert done[column].to_pylist()[:2] + done[column].to_pylist()[3:] == (
+                good[column].to_pylist()[:2] + good[column].to_pylist()[3:]
+            )
+        return
     assert done["status"].to_pylist() == ["kept", "kept", "failed", "kept", "kept"]
     assert done["error"][2].as_py().startswith(f"{stage.name}: ")
     for column in stage.writes.names:
@@ -112,8 +120,10 @@ def test_the_packages_of_a_stage_come_with_its_extra_and_for_tests(name: str) ->
     setup = configparser.ConfigParser()
     setup.read(Path(__file__).parent.parent / "setup.cfg")
     extras = setup["options.extras_require"]
-    brought = {re.split(r"[^\w-]", line)[0].removesuffix("_torch") for line in extras[stage.extra].split()}
-    assert set(stage.packages) <= brought
+    brought = {re.split(r"[^\w-]", line)[0].replace("_", "-") for line in extras[stage.extra].split()}
+    known = packages_distributions()  # a package may be imported by another name than it is installed by
+    for package in stage.packages:
+        assert brought & {name.replace("_", "-") for name in known[package]}, package
     dev = re.search(r"cutroom\[(.*)\]", extras["dev"])
     assert dev
     assert stage.extra in dev[1].split(",")

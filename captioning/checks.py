@@ -1,0 +1,164 @@
+"""What can be wrong with a caption, measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Annotated, Any, ClassVar, Literal
+
+import pyarrow as pa
+from annotated_types import Len
+
+from captioning.language import LANGUAGES, known_languages, language_of
+from captioning.phrases import is_refusal, label, opening
+from captioning.words import is_cut_off, sentences, tokens, words
+from curation.errors import UsageError, nearest
+from curation.model_files import check_weights, fetch_weights, identity, located
+from curation.stage import Needs, Stage
+
+_TOKENIZER = "tokenizer.json"
+_USAGE = "caption_usage"
+
+
+@dataclasses.dataclass(kw_only=True)
+class CaptionChecks(Stage):
+    """Measures of captions. It stands behind the stage that writes them; rules on its columns decide.
+
+    Writes:
+        caption_words: number of words; each Chinese or Japanese sign is one. 0 for an empty caption and for none, of
+            which all other measures are unknown: a rule with ``min`` rejects both.
+        caption_tokens: number of tokens that a text encoder gets, its end mark included, before it cuts off. CogVideoX
+            reads 226. Unknown where no ``tokenizer`` is named.
+        caption_repetition: share (0..1) of the caption that says again what was said: words that run in a loop, and
+            sentences that came before.
+        caption_boilerplate: share (0..1) of the words that speak of the video instead of what it shows: "The video
+            shows", "In this image,", "Caption:", at the beginning of a sentence.
+        caption_refusal: 1 where a sentence begins as a refusal does ("I'm sorry", "As an AI"), otherwise 0.
+        caption_cut_off: 1 where the caption breaks off within a sentence, or where the model that wrote it was stopped
+            (``caption_usage``, where a stage before writes that); otherwise 0. A single phrase without a full stop is
+            whole.
+        caption_language: ISO 639-1 code, such as ``en``. Unknown for fewer than four words, and where two languages
+            are nearly as probable.
+
+    Args:
+        column: ``clean_caption`` to measure what the stage ``clean_captions`` has written.
+        tokenizer: a folder with ``tokenizer.json``, that file, or a repository of the Hugging Face hub that has one.
+            ``google-t5/t5-small`` counts as the T5 of CogVideoX does.
+        languages: those to choose from. Of the 30 that are the default a worker needs 550 MB and some 4 s to start;
+            then 0.2 ms a caption.
+    """
+
+    column: Literal["caption", "clean_caption"] = "caption"
+    tokenizer: str | None = None
+    languages: Annotated[list[str], Len(2)] = dataclasses.field(default_factory=lambda: list(LANGUAGES))
+
+    name: ClassVar[str] = "caption_checks"
+    needs: ClassVar[Needs] = Needs(memory_bytes=600 << 20)
+    extra: ClassVar[str] = "caption"
+    packages: ClassVar[tuple[str, ...]] = ("lingua", "tokenizers")
+    writes: ClassVar[pa.Schema] = pa.schema(
+        [
+            ("caption_words", pa.int32()),
+            ("caption_tokens", pa.int32()),
+            ("caption_repetition", pa.float32()),
+            ("caption_boilerplate", pa.float32()),
+            ("caption_refusal", pa.float32()),
+            ("caption_cut_off", pa.float32()),
+            ("caption_language", pa.string()),
+        ]
+    )
+
+    def __post_init__(self) -> None:
+        self._reads_usage = False
+        if self.tokenizer is not None:
+            self.tokenizer = located(self.tokenizer)
+
+    @property
+    def reads(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.column, _USAGE) if self._reads_usage else (self.column,)
+
+    def settings(self) -> dict[str, Any]:
+        named = None if self.tokenizer is None else identity(self.tokenizer, _TOKENIZER)
+        return {**super().settings(), "tokenizer": named, "languages": sorted(self.languages)}
+
+    def check(self) -> None:
+        known = known_languages()
+        for code in self.languages:
+            if code not in known:
+                raise UsageError(f"no language {code!r} is known (ISO 639-1).{nearest(code, known)}")
+        if self.tokenizer is not None:
+            check_weights(self.tokenizer, [_TOKENIZER])
+
+    def check_inputs(self, columns: pa.Schema) -> None:
+        self._reads_usage = _USAGE in columns.names  # captions from files have none
+
+    def process(self, clips: pa.Table) -> pa.Table:
+        captions = clips[self.column].to_pylist()
+        usage = clips[_USAGE].to_pylist() if self._reads_usage else [None] * len(captions)
+        rows = [self._measure(text or "", used or {}) for text, used in zip(captions, usage, strict=True)]
+        return pa.Table.from_pylist(rows, schema=self.writes)
+
+    def _measure(self, text: str, used: dict[str, Any]) -> dict[str, Any]:
+        count = len(words(text))
+        if not text.strip():
+            return {"caption_words": 0}
+        return {
+            "caption_words": count,
+            "caption_tokens": count_tokens(text, self.tokenizer) if self.tokenizer else None,
+            "caption_repetition": repetition(text),
+            "caption_boilerplate": boilerplate(text),
+            "caption_refusal": float(is_refusal(text)),
+            "caption_cut_off": float(bool(used.get("cut_off")) or is_cut_off(text)),
+            "caption_language": language_of(text, self.languages),
+        }
+
+
+def count_tokens(text: str, tokenizer: str) -> int:
+    """How many tokens a text encoder gets, with those that its tokenizer adds."""
+    return len(_loaded(tokenizer).encode(text).ids)
+
+
+@functools.lru_cache(maxsize=2)
+def _loaded(tokenizer: str) -> Any:
+    from tokenizers import Tokenizer
+
+    loaded = Tokenizer.from_file(str(fetch_weights(tokenizer, _TOKENIZER)))
+    loaded.no_truncation()
+    loaded.no_padding()
+    return loaded
+
+
+def boilerplate(text: str) -> float:
+    """Share of the words that labels and openings take, 0..1."""
+    count = len(words(text))
+    found = label(text)
+    said = len(words(found)) + sum(len(words(opening(sentence))) for sentence in sentences(text[len(found) :]))
+    return said / count if count else 0.0
+
+
+def repetition(text: str) -> float:
+    """Share of words and signs that say again what was said, 0..1.
+
+    A loop is a run of words that follows itself: four times at least for one word, six words in all for a few; so
+    "round and round" and "higher and higher" are none. A sentence of four words or more counts when it was said before.
+    """
+    said = tokens(text)
+    again = [False] * len(said)
+    for period in range(1, len(said) // 2 + 1):
+        run = 0
+        for i in range(period, len(said) + 1):
+            if i < len(said) and said[i] == said[i - period]:
+                run += 1
+                continue
+            if run >= max(period, min(3 * period, 6)):
+                again[i - run : i] = [True] * run
+            run = 0
+    place, known = 0, set()
+    for sentence in sentences(text):
+        here = tokens(sentence)
+        content = tuple(token for token in here if token[0].isalnum())
+        if len(content) >= 4 and content in known:
+            again[place : place + len(here)] = [True] * len(here)
+        known.add(content)
+        place += len(here)
+    return sum(again) / len(said) if said else 0.0
