@@ -1,0 +1,309 @@
+"""Requests in a model's own words: chat templates, pictures and videos, padding, and labels for training.
+
+Inference and training share this, so that a model is trained on exactly what it will be asked.
+
+Suffixes in this file: B requests, L tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from captioning.requests import Reply, Request
+from curation.errors import UsageError
+from curation.model_files import MissingWeightsError, check_weights, located
+from curation.torchvision import mend
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from transformers import BatchFeature
+
+IGNORED = -100  # label of tokens that are not learnt; PyTorch's cross entropy leaves them out
+_FASTEST_FPS = 4.0  # see _fps
+_UNKNOWN_FPS = 2.0
+
+
+def load(source: str, *, device: str, dtype: str) -> tuple[Any, Any]:
+    """Open a model for inference, and what prepares its input.
+
+    Args:
+        source: a folder, or the id of a repository, of an image-text-to-text model, or a causal language model, of a
+            class that is in transformers itself. Code that comes with weights is never run.
+        device: such as ``cpu`` or ``cuda``.
+        dtype: such as ``float32`` or ``bfloat16``.
+
+    Returns:
+        The model, and its processor (or tokenizer, where the model reads only text).
+
+    Raises:
+        UsageError: the model is not there, or of another kind.
+    """
+    import torch
+
+    mend()
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+    kind = kind_of(source)
+    source = located(source)
+    classes: dict[str, tuple[Any, Any]] = {
+        "image-text-to-text": (AutoModelForImageTextToText, AutoProcessor),
+        "text": (AutoModelForCausalLM, AutoTokenizer),
+    }
+    opener, preparer = classes[kind]
+    try:
+        model = opener.from_pretrained(
+            source, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+        )
+        processor = preparer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise MissingWeightsError(f"the model {source} cannot be opened: {why}") from error
+    tokenizer = tokenizer_of(processor)
+    if not tokenizer.chat_template and not getattr(processor, "chat_template", None):
+        raise UsageError(f"the model {source} has no chat template; use one that was tuned to answer (-Instruct, -it)")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.to(device).eval(), processor
+
+
+def kind_of(source: str) -> str:
+    """``image-text-to-text`` or ``text``, by the model's configuration.
+
+    Raises:
+        UsageError: the model is not there, or of neither kind.
+    """
+    check_weights(source, ["config.json"])
+    mend()
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+
+    try:
+        config = AutoConfig.from_pretrained(located(source), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"the model {source} is of no class of transformers: {why}") from error
+    if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return "image-text-to-text"
+    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return "text"
+    raise UsageError(f"the model {source} ({config.model_type}) neither describes pictures nor writes text")
+
+
+def tokenizer_of(processor: Any) -> Any:
+    """The tokenizer of a processor; a tokenizer is its own."""
+    return getattr(processor, "tokenizer", processor)
+
+
+def encode(processor: Any, requests: Sequence[Request], *, answers: Sequence[str] | None = None) -> BatchFeature:
+    """Requests as input of a model, padded on the left to one length.
+
+    Args:
+        processor: as ``load`` gives it.
+        requests: frames of a video are given as a video where the model takes videos, and as pictures where not.
+        answers: to learn: they follow the requests, padded on the right, and there are ``labels`` (B L) with the
+            tokens of the answer and of its end, and ``IGNORED`` everywhere else.
+
+    Raises:
+        UsageError: there are pictures and the model reads only text.
+    """
+    import torch
+
+    texts = [_prompt(processor, request) for request in requests]
+    batch = _prepare(processor, requests, texts)
+    if answers is None:
+        return batch
+    tokenizer = tokenizer_of(processor)
+    endings = [
+        _ending(processor, request, text, answer)
+        for request, text, answer in zip(requests, texts, answers, strict=True)
+    ]
+    answered = tokenizer(endings, add_special_tokens=False)["input_ids"]
+    longest = max(map(len, answered))
+    ids = torch.full((len(requests), longest), tokenizer.pad_token_id)
+    known = torch.zeros_like(ids)
+    for row, tokens in enumerate(answered):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        known[row, : len(tokens)] = 1
+    batch["labels"] = torch.cat(
+        [torch.full_like(batch["input_ids"], IGNORED), torch.where(known.bool(), ids, IGNORED)], dim=1
+    )
+    batch["input_ids"] = torch.cat([batch["input_ids"], ids], dim=1)
+    batch["attention_mask"] = torch.cat([batch["attention_mask"], known], dim=1)
+    for kind in ("mm_token_type_ids", "token_type_ids"):  # an answer is text, which is 0 in both
+        if kind in batch:
+            batch[kind] = torch.cat([batch[kind], torch.zeros_like(ids)], dim=1)
+    return batch
+
+
+def generate(model: Any, processor: Any, requests: Sequence[Request]) -> list[Reply]:
+    """Answer requests together, always with the likeliest token; each answer ends at its own ``max_tokens``."""
+    import torch
+
+    tokenizer = tokenizer_of(processor)
+    batch = encode(processor, requests).to(model.device)
+    for name, value in batch.items():
+        if torch.is_tensor(value) and value.is_floating_point():
+            batch[name] = value.to(model.dtype)
+    most = max(request.max_tokens for request in requests)
+    with torch.inference_mode():
+        # Sampling settings that come with a model are for chatting.
+        output = model.generate(
+            **batch,
+            max_new_tokens=most,
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            repetition_penalty=None,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    stops = end_tokens(model, processor)
+    replies = []
+    for request, mask, tokens in zip(
+        requests, batch["attention_mask"], output[:, batch["input_ids"].shape[1] :].tolist(), strict=True
+    ):
+        tokens = tokens[: request.max_tokens]
+        length = next((i for i, token in enumerate(tokens) if token in stops), None)
+        text = tokenizer.decode(tokens[:length], skip_special_tokens=True).strip()
+        used = len(tokens) if length is None else length + 1
+        replies.append(Reply(text=text, cut_off=length is None, prompt_tokens=int(mask.sum()), completion_tokens=used))
+    return replies
+
+
+def end_tokens(model: Any, processor: Any) -> set[int]:
+    """The tokens at which the model stops."""
+    ends = model.generation_config.eos_token_id
+    if ends is None:
+        ends = tokenizer_of(processor).eos_token_id
+    return set(ends) if isinstance(ends, list) else {ends}
+
+
+def takes_video(processor: Any) -> bool:
+    """Whether a model sees frames as a video, and not only as pictures."""
+    return getattr(processor, "video_processor", None) is not None
+
+
+def takes_images(processor: Any) -> bool:
+    """Whether a model sees anything."""
+    return getattr(processor, "image_processor", None) is not None
+
+
+def _conversation(processor: Any, request: Request) -> list[dict[str, Any]]:
+    """What the user says, in the form that chat templates read."""
+    if not takes_images(processor):
+        if request.images:
+            raise UsageError("the model reads only text and was asked about pictures; use an image-text-to-text model")
+        return [{"role": "user", "content": request.prompt}]
+    seen = [{"type": "image"}] * len(request.images)
+    if request.images and request.video and takes_video(processor):
+        seen = [{"type": "video"}]
+    return [{"role": "user", "content": [*seen, {"type": "text", "text": request.prompt}]}]
+
+
+def _prompt(processor: Any, request: Request) -> str:
+    return _render(processor, _conversation(processor, request), open_end=True)
+
+
+def _render(processor: Any, conversation: list[dict[str, Any]], *, open_end: bool) -> str:
+    template = getattr(processor, "chat_template", None) or tokenizer_of(processor).chat_template
+    # Models that think aloud would spend their tokens on it. Templates that know nothing of it are not to be asked.
+    quiet = {"enable_thinking": False} if "enable_thinking" in str(template) else {}
+    text: str = processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=open_end, **quiet)
+    return text
+
+
+def _ending(processor: Any, request: Request, prompt: str, answer: str) -> str:
+    """What follows the prompt, as the template has it, up to the token at which the model is to stop."""
+    tokenizer = tokenizer_of(processor)
+    content: Any = [{"type": "text", "text": answer}] if takes_images(processor) else answer
+    whole = _render(
+        processor, [*_conversation(processor, request), {"role": "assistant", "content": content}], open_end=False
+    )
+    before, found, after = whole.removeprefix(prompt).partition(answer) if whole.startswith(prompt) else ("", "", "")
+    specials = [token for token in tokenizer.all_special_tokens if token in after] if found else []
+    end = min(specials, key=after.index, default=tokenizer.eos_token)
+    return before + answer + end
+
+
+def _prepare(processor: Any, requests: Sequence[Request], texts: list[str]) -> BatchFeature:
+    """Tokens and pixels of prompts that are rendered already."""
+    tokenizer = tokenizer_of(processor)
+    bos = tokenizer.bos_token
+    options = {
+        "add_special_tokens": not (bos and texts[0].startswith(bos)),  # some templates write it themselves
+        "padding": True,
+        "return_tensors": "pt",
+    }
+    with _padding_left(tokenizer):
+        if not takes_images(processor):
+            return processor(texts, **options)
+        as_video = [request.video and takes_video(processor) for request in requests]
+        seen = [_decode(request.images, alike=video) for request, video in zip(requests, as_video, strict=True)]
+        pictures = [[] if video else images for images, video in zip(seen, as_video, strict=True)]
+        if any(pictures):
+            options["images"] = pictures
+        if any(as_video):
+            shown = [
+                (request, images) for request, images, video in zip(requests, seen, as_video, strict=True) if video
+            ]
+            options["videos"] = [np.stack([np.asarray(image) for image in images]) for _, images in shown]
+            options["videos_kwargs"] = {
+                "video_metadata": [_metadata(request, images) for request, images in shown],
+                "do_sample_frames": False,  # the contact sheet is the sample
+            }
+        return processor(text=texts, **options)
+
+
+@contextlib.contextmanager
+def _padding_left(tokenizer: Any) -> Iterator[None]:
+    """Generation goes on at the end of every row."""
+    before = tokenizer.padding_side
+    tokenizer.padding_side = "left"
+    try:
+        yield
+    finally:
+        tokenizer.padding_side = before
+
+
+def _decode(jpegs: Sequence[bytes], *, alike: bool) -> list[Image]:
+    """Pictures as RGB; ``alike`` brings them to the size of the first, because a video has one size."""
+    from PIL import Image
+
+    images = [Image.open(io.BytesIO(jpeg)).convert("RGB") for jpeg in jpegs]
+    if alike:
+        images = [image if image.size == images[0].size else image.resize(images[0].size) for image in images]
+    return images
+
+
+def _metadata(request: Request, images: Sequence[Image]) -> dict[str, Any]:
+    """What a video processor wants to know of a video whose every frame is given."""
+    fps = _fps(request.times)
+    return {
+        "total_num_frames": len(images),
+        "fps": fps,
+        "width": images[0].width,
+        "height": images[0].height,
+        "duration": len(images) / fps,
+        "frames_indices": list(range(len(images))),
+    }
+
+
+def _fps(times: Sequence[float]) -> float:
+    """Frames per second of a contact sheet.
+
+    No more than 4: Qwen2.5-VL counts time in half seconds and joins frames in twos, so from closer frames on its
+    positions in time would be rounded to the same ones, and what happened first could not be told. Without a rate
+    it would take 24, with that effect.
+    """
+    if len(times) < 2 or times[-1] <= times[0]:
+        return _UNKNOWN_FPS
+    return min(_FASTEST_FPS, (len(times) - 1) / (times[-1] - times[0]))
