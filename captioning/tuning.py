@@ -19,6 +19,8 @@ from curation.errors import UsageError
 _CHECKPOINT = "checkpoint-"
 _LEARNING_RATES = {"lora": 1e-4, "full": 1e-5}
 _BETAS = (0.9, 0.98)
+_MUON_RATE = 5.0  # of its matrices, to the learning rate of everything else
+_NOT_FOR_MUON = ("embed", "lm_head")  # rows of these are learnt each by itself
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,9 @@ class Settings:
             four copies.
         learning_rate: at its highest; by default 1e-4 for lora and 1e-5 for full. A tiny model with random weights
             wants 1e-3.
+        optimiser: ``adamw``, or ``muon`` for the matrices of a full training from random weights, adamw for the rest
+            (Jordan et al. 2024, "Muon"; the one of PyTorch). On the generated world it learnt directions and shapes
+            several times sooner than adamw. Not for models that were trained with another.
         batch, accumulate: clips that are computed together, and such batches per step.
         epochs: how often each clip is learnt from.
         minutes: train for so long, whatever the epochs. Not exactly repeatable.
@@ -46,6 +51,7 @@ class Settings:
 
     method: Literal["lora", "full"] = "lora"
     learning_rate: float | None = None
+    optimiser: Literal["adamw", "muon"] = "adamw"
     batch: int = 4
     accumulate: int = 4
     epochs: float = 3.0
@@ -70,6 +76,10 @@ class Settings:
         """Raises UsageError with the value that makes no sense."""
         if self.method not in _LEARNING_RATES:
             raise UsageError(f"method {self.method!r}: lora or full is meant")
+        if self.optimiser not in ("adamw", "muon"):
+            raise UsageError(f"optimiser {self.optimiser!r}: adamw or muon is meant")
+        if self.optimiser == "muon" and self.method != "full":
+            raise UsageError("optimiser muon is for method full: what lora adds to a weight is no matrix by itself")
         for name in ("batch", "accumulate", "epochs", "clip_norm", "judged", "evaluate_every", "rank", "alpha"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name} {getattr(self, name):g}: a number above 0 is meant")
@@ -107,13 +117,10 @@ class Tuned:
     """A model with an optimiser over its trainable weights."""
 
     def __init__(self, model: Any, processor: Any, settings: Settings) -> None:
-        import torch
 
         self.model, self.processor, self.settings = model, processor, settings
         self._trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        self._optimiser = torch.optim.AdamW(
-            self._trainable.values(), lr=0.0, betas=_BETAS, weight_decay=settings.weight_decay
-        )
+        self._optimisers = _optimisers(self._trainable, settings)
 
     def describe(self) -> str:
         trainable, whole = (
@@ -130,8 +137,9 @@ class Tuned:
         import torch
 
         self.model.train()
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate
+        for optimiser, times in self._optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate * times
         batches = [encoder.batch(part) for part in _parts(examples, self.settings.batch)]
         counts = [_learnt(batch) for batch in batches]
         total = 0.0
@@ -140,8 +148,9 @@ class Tuned:
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(self._trainable.values(), self.settings.clip_norm)
-        self._optimiser.step()
-        self._optimiser.zero_grad(set_to_none=True)
+        for optimiser, _ in self._optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
         return total
 
     def judge(self, encoder: Encoder, examples: Sequence[Example]) -> float:
@@ -191,7 +200,8 @@ class Tuned:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         save_file({name: weight.detach().contiguous() for name, weight in self._trainable.items()}, aside / "weights")
-        torch.save({"optimiser": self._optimiser.state_dict(), "random": torch.get_rng_state()}, aside / "optimiser")
+        inner = [optimiser.state_dict() for optimiser, _ in self._optimisers]
+        torch.save({"optimisers": inner, "random": torch.get_rng_state()}, aside / "optimisers")
         best = aside / "weights" if state.best == state.step or before is None else before / "best"
         os.link(best, aside / "best")
         (aside / "state.json").write_text(json.dumps(dataclasses.asdict(state)), encoding="utf-8")
@@ -213,8 +223,9 @@ class Tuned:
             torch.manual_seed(self.settings.seed)
             return State()
         self._read(newest / "weights")
-        saved = torch.load(newest / "optimiser", weights_only=True, map_location="cpu")
-        self._optimiser.load_state_dict(saved["optimiser"])
+        saved = torch.load(newest / "optimisers", weights_only=True, map_location="cpu")
+        for (optimiser, _), state in zip(self._optimisers, saved["optimisers"], strict=True):
+            optimiser.load_state_dict(state)
         torch.set_rng_state(saved["random"])
         return State(**json.loads((newest / "state.json").read_text(encoding="utf-8")))
 
@@ -270,6 +281,25 @@ def prepare(base: str, settings: Settings, *, device: str | None) -> Tuned:
         )
         model = get_peft_model(model, additions)
     return Tuned(model, processor, settings)
+
+
+def _optimisers(weights: dict[str, Any], settings: Settings) -> list[tuple[Any, float]]:
+    """What changes the weights, and how many times the learning rate each takes."""
+    from torch.optim import AdamW
+
+    rest, found = weights, list[tuple[Any, float]]()
+    if settings.optimiser == "muon":
+        from torch.optim import Muon
+
+        matrices = {
+            name: weight
+            for name, weight in weights.items()
+            if weight.dim() == 2 and not any(part in name for part in _NOT_FOR_MUON)
+        }
+        rest = {name: weight for name, weight in weights.items() if name not in matrices}
+        found.append((Muon(matrices.values(), lr=0.0, weight_decay=settings.weight_decay), _MUON_RATE))
+    found.append((AdamW(rest.values(), lr=0.0, betas=_BETAS, weight_decay=settings.weight_decay), 1.0))
+    return found
 
 
 def _newest(folder: Path) -> Path | None:

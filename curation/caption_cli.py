@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 app = typer.Typer(help="Distil captions into one video model.", no_args_is_help=True)
+
+
+class Optimiser(str, enum.Enum):
+    adamw = "adamw"
+    muon = "muon"
 
 
 class Method(str, enum.Enum):
@@ -34,6 +39,9 @@ def distill(
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of a contact sheet, at most.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Length of a caption, at most.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="At its highest.")] = None,
+    optimiser: Annotated[
+        Optimiser | None, typer.Option(help="muon: for all weights of a model that begins at random.")
+    ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Clips that are computed together.")] = None,
     accumulate: Annotated[int | None, typer.Option(min=1, help="Batches per step.")] = None,
     epochs: Annotated[float | None, typer.Option(help="How often each clip is learnt from.")] = None,
@@ -55,10 +63,11 @@ def distill(
     from captioning.examples import Question
     from captioning.tuning import Settings
 
-    asked = {"prompt": prompt, "frames": frames, "max_tokens": max_tokens}
-    chosen = {
+    asked: dict[str, Any] = {"prompt": prompt, "frames": frames, "max_tokens": max_tokens}
+    chosen: dict[str, Any] = {
         "method": method.value,
         "learning_rate": learning_rate,
+        "optimiser": optimiser.value if optimiser else None,
         "batch": batch,
         "accumulate": accumulate,
         "epochs": epochs,
