@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from benchmarks.distill import Asked, accuracy, captions_by, shuffle_captions
 from captioning.chat import generate, load
 from captioning.distill import LOG, RECORD, Distilled, distill
 from captioning.examples import Question, Sheets, read_examples, split
@@ -255,10 +256,9 @@ def test_a_killed_training_ends_as_one_that_was_not(finished: Path, world: Path,
 
 def test_training_stops_where_nothing_gets_better(world: Path, base: str, tmp_path: Path) -> None:
     settings = Settings(
-        method="full", learning_rate=1e-9, batch=8, accumulate=1, epochs=50, evaluate_every=1, judged=4, patience=3,
-        samples=0,
+        method="full", learning_rate=30.0, warmup_steps=0, batch=8, accumulate=1, epochs=50, evaluate_every=1,
+        judged=4, patience=3, samples=0,
     )  # fmt: skip
-    settings = Settings(**{**settings.__dict__, "learning_rate": 30.0, "warmup_steps": 0})
     done = distill(world, base, tmp_path / "model", question=QUESTION, settings=settings)
     assert done.stopped == "no progress"
     assert done.steps == done.best_step + 3
@@ -275,6 +275,29 @@ def test_accumulated_batches_learn_as_one(world: Path, base: str, tmp_path: Path
     one, four = weights(tmp_path / "one"), weights(tmp_path / "four")
     assert all(torch.allclose(one[name], four[name], atol=2e-4) for name in one)
     assert any((one[name] != weights(Path(base))[name]).any() for name in one)
+
+
+def test_a_tiny_model_learns_colours_and_backgrounds_and_from_shuffled_captions_does_not(tmp_path: Path) -> None:
+    """Twenty seconds each; directions and shapes take minutes, see benchmarks/distill.py."""
+    figures = {}
+    for name in ("taught", "shuffled"):
+        store = make_world(tmp_path / name, 400)
+        examples = read_examples(store.root)
+        base = make_small(tmp_path / "base", [example.caption for example in examples], prompt=PROMPT)
+        held_out = [example.clip_id for example in split(examples, 0.15)[1]]
+        asked = Asked.of(store.root, held_out)
+        if name == "shuffled":
+            shuffle_captions(store)
+        settings = Settings(
+            method="full", optimiser="muon", learning_rate=1e-3, batch=16, accumulate=1, epochs=4, held_out=0.15,
+            judged=16, samples=0, warmup_steps=20,
+        )  # fmt: skip
+        distill(store.root, str(base), tmp_path / f"{name} model", question=QUESTION, settings=settings)
+        model, processor = load(str(tmp_path / f"{name} model"), device="cpu", dtype="float32")
+        figures[name] = accuracy(captions_by(model, processor, asked.requests), asked.scenes)
+    for attribute, chance in (("colour", 1 / 6), ("background", 1 / 4)):
+        assert figures["taught"][attribute] > 0.75
+        assert figures["shuffled"][attribute] < chance + 0.2
 
 
 def test_mistakes_are_named_before_work_starts(world: Path, base: str, finished: Path, tmp_path: Path) -> None:
