@@ -326,3 +326,14 @@ def test_mistakes_are_named_before_work_starts(world: Path, base: str, finished:
     rows = [{**row, "caption": None} for row in clips.to_pylist()]
     store.write("clips", part_id, pa.Table.from_pylist(rows, schema=clips.schema))
     expect("no kept clip with a caption", run=store.root)
+
+
+def test_a_missing_package_names_the_extra(
+    world: Path, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else find(name))
+    with pytest.raises(UsageError, match=r"peft: pip install 'cutroom\[caption\]'"):
+        distill(world, base, tmp_path / "model")
