@@ -7,9 +7,8 @@ Suffixes in this file: B requests, L tokens.
 
 from __future__ import annotations
 
-import contextlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -259,40 +258,27 @@ def _prepare(processor: Any, requests: Sequence[Request], texts: list[str]) -> B
     """Tokens and pixels of prompts that are rendered already."""
     tokenizer = tokenizer_of(processor)
     bos = tokenizer.bos_token
-    options = {
+    options: dict[str, Any] = {
         "add_special_tokens": not (bos and texts[0].startswith(bos)),  # some templates write it themselves
         "padding": True,
+        "padding_side": "left",  # generation goes on at the end of every row
         "return_tensors": "pt",
     }
-    with _padding_left(tokenizer):
-        if not takes_images(processor):
-            return processor(texts, **options)
-        as_video = [request.video and takes_video(processor) for request in requests]
-        seen = [_decode(request.images, alike=video) for request, video in zip(requests, as_video, strict=True)]
-        pictures = [[] if video else images for images, video in zip(seen, as_video, strict=True)]
-        if any(pictures):
-            options["images"] = pictures
-        if any(as_video):
-            shown = [
-                (request, images) for request, images, video in zip(requests, seen, as_video, strict=True) if video
-            ]
-            options["videos"] = [np.stack([np.asarray(image) for image in images]) for _, images in shown]
-            options["videos_kwargs"] = {
-                "video_metadata": [_metadata(request, images) for request, images in shown],
-                "do_sample_frames": False,  # the contact sheet is the sample
-            }
-        return processor(text=texts, **options)
-
-
-@contextlib.contextmanager
-def _padding_left(tokenizer: Any) -> Iterator[None]:
-    """Generation goes on at the end of every row."""
-    before = tokenizer.padding_side
-    tokenizer.padding_side = "left"
-    try:
-        yield
-    finally:
-        tokenizer.padding_side = before
+    if not takes_images(processor):
+        return processor(texts, **options)
+    as_video = [request.video and bool(request.images) and takes_video(processor) for request in requests]
+    seen = [_decode(request.images, alike=video) for request, video in zip(requests, as_video, strict=True)]
+    pictures = [[] if video else images for images, video in zip(seen, as_video, strict=True)]
+    if any(pictures):
+        options["images"] = pictures
+    if any(as_video):
+        shown = [(request, images) for request, images, video in zip(requests, seen, as_video, strict=True) if video]
+        options["videos"] = [np.stack([np.asarray(image) for image in images]) for _, images in shown]
+        options["videos_kwargs"] = {
+            "video_metadata": [_metadata(request, images) for request, images in shown],
+            "do_sample_frames": False,  # the contact sheet is the sample
+        }
+    return processor(text=texts, **options)
 
 
 def _decode(jpegs: Sequence[bytes], *, alike: bool) -> list[Image]:

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from curation.caption_cli import app as caption_app
 from curation.errors import CutroomError, UsageError
 from curation.filter_cli import app as filter_app
 
@@ -22,6 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(caption_app, name="caption")
 app.add_typer(filter_app, name="filter")
 
 

@@ -1,0 +1,187 @@
+"""Captioned clips of a run as examples to learn from: which there are, which are held out, and what is asked.
+
+B requests, L tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from captioning.chat import IGNORED, encode, tokenizer_of
+from captioning.requests import Request
+from curation.errors import UsageError
+from curation.table import Store
+
+_COLUMNS = ("clip_id", "video_id", "status", "caption", "caption_version", "caption_model")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example:
+    """A clip and the caption that is to be learnt."""
+
+    clip_id: str
+    video_id: str
+    caption: str
+    caption_version: str | None
+    caption_model: str | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked about every clip, in training and ever after.
+
+    Attributes:
+        prompt: the text.
+        frames: taken from a contact sheet, spread evenly over it; all, where it has fewer.
+        max_tokens: of the answer.
+    """
+
+    prompt: str = "Describe this video."
+    frames: int = 16
+    max_tokens: int = 256
+
+    def of(self, sheet: Sequence[tuple[float, bytes]]) -> Request:
+        """Ask about a clip. ``sheet``: the time and JPEG of each frame of its contact sheet, in order."""
+        if len(sheet) > self.frames:
+            last = max(1, self.frames - 1)
+            sheet = [sheet[round(i * (len(sheet) - 1) / last)] for i in range(self.frames)]
+        return Request(
+            prompt=self.prompt,
+            images=tuple(jpeg for _, jpeg in sheet),
+            times=tuple(t_s for t_s, _ in sheet),
+            video=True,
+            max_tokens=self.max_tokens,
+        )
+
+
+def read_examples(run: str | os.PathLike[str]) -> list[Example]:
+    """Every clip of a run that was kept and has a caption, in the order of clip_id.
+
+    Raises:
+        UsageError: there is none.
+    """
+    store = Store(run)
+    if not (store.root / "clips").is_dir():
+        raise UsageError(f"{run} is not the output of a run: it holds no clips")
+    examples: dict[str, Example] = {}
+    for _, clips in store.parts("clips"):
+        columns = [name for name in _COLUMNS if name in clips.column_names]
+        for row in clips.select(columns).to_pylist():
+            caption = (row.pop("caption", None) or "").strip()
+            if row.pop("status") == "kept" and caption:
+                row = {"caption_version": None, "caption_model": None, **row}
+                examples[row["clip_id"]] = Example(**row, caption=caption)
+    if not examples:
+        raise UsageError(f"{run} has no kept clip with a caption; run a pipeline with a stage that writes captions")
+    return [examples[clip_id] for clip_id in sorted(examples)]
+
+
+def split(examples: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
+    """Those to learn from, and those held out: whole videos, chosen by their ids alone.
+
+    A video stays on its side when others come to the run. Where no video falls into the share, one is taken.
+
+    Raises:
+        UsageError: all clips are of one video.
+    """
+    places = {example.video_id: _place(example.video_id) for example in examples}
+    if len(places) < 2:
+        raise UsageError("all captioned clips are of one video, so that none can be held out; caption a second one")
+    held_out = {video for video, place in places.items() if place < share} or {min(places, key=lambda v: places[v])}
+    if len(held_out) == len(places):
+        held_out.remove(max(places, key=lambda v: places[v]))
+    learnt = [example for example in examples if example.video_id not in held_out]
+    return learnt, [example for example in examples if example.video_id in held_out]
+
+
+def _place(video_id: str) -> float:
+    """0 to 1, evenly spread over videos and always the same for one."""
+    return int.from_bytes(hashlib.blake2b(video_id.encode(), digest_size=8).digest(), "big") / 2**64
+
+
+def digest(examples: Sequence[Example]) -> str:
+    """A name of everything that is learnt."""
+    whole = hashlib.blake2b(digest_size=16)
+    for example in examples:
+        for part in (example.clip_id, example.video_id, example.caption):
+            whole.update(len(part.encode()).to_bytes(8, "big") + part.encode())
+    return whole.hexdigest()
+
+
+class Sheets:
+    """Contact sheets by clip_id, in a file of their own: shuffled clips cannot be read out of Parquet one by one."""
+
+    def __init__(self, run: str | os.PathLike[str], clip_ids: Sequence[str], path: Path) -> None:
+        """Copy the sheets of these clips, part by part, into ``path``, which is overwritten."""
+        self._places: dict[str, list[tuple[float, int, int]]] = {}
+        wanted = pa.array(clip_ids, pa.string())
+        offset = 0
+        with open(path, "wb") as file:
+            for _, frames in Store(run).parts("frames"):
+                chosen = frames.filter(pc.is_in(frames["clip_id"], wanted))
+                for batch in chosen.to_batches():
+                    columns = (batch.column(name) for name in ("clip_id", "t_s", "jpeg"))
+                    for clip_id, t_s, jpeg in zip(*columns, strict=True):
+                        data = jpeg.as_buffer()
+                        file.write(data)
+                        self._places.setdefault(clip_id.as_py(), []).append((t_s.as_py(), offset, data.size))
+                        offset += data.size
+        self._file = open(path, "rb")  # noqa: SIM115
+
+    def __contains__(self, clip_id: str) -> bool:
+        return clip_id in self._places
+
+    def __getitem__(self, clip_id: str) -> list[tuple[float, bytes]]:
+        """The time and JPEG of each frame, in the order of time."""
+        handle = self._file.fileno()
+        return [(t_s, os.pread(handle, size, offset)) for t_s, offset, size in sorted(self._places[clip_id])]
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Encoder:
+    """Examples as tensors. What was prepared once is kept, as far as memory was granted."""
+
+    def __init__(self, processor: Any, sheets: Sheets, question: Question, *, cache_mb: int) -> None:
+        self._processor, self._sheets, self._question = processor, sheets, question
+        self._kept: dict[str, dict[str, Any]] = {}
+        self._room = cache_mb * 2**20
+
+    def request(self, example: Example) -> Request:
+        return self._question.of(self._sheets[example.clip_id])
+
+    def batch(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Padded on the right; padding is masked and not learnt. See ``chat.encode``."""
+        import torch
+        from torch.nn.functional import pad
+
+        singles = [self._single(example) for example in examples]
+        length = max(single["input_ids"].shape[1] for single in singles)
+        fillers = {"input_ids": tokenizer_of(self._processor).pad_token_id, "labels": IGNORED}
+        batch = {}
+        for name in singles[0]:
+            values = [single[name] for single in singles]
+            if all(v.dim() == 2 and v.shape == s["input_ids"].shape for v, s in zip(values, singles, strict=True)):
+                filler = fillers.get(name, 0)
+                values = [pad(value, (0, length - value.shape[1]), value=filler) for value in values]  # B L
+            batch[name] = torch.cat(values)
+        return batch
+
+    def _single(self, example: Example) -> dict[str, Any]:
+        if example.clip_id in self._kept:
+            return self._kept[example.clip_id]
+        single = dict(encode(self._processor, [self.request(example)], answers=[example.caption]))
+        size = sum(value.nbytes for value in single.values())
+        if size <= self._room:
+            self._kept[example.clip_id] = single
+            self._room -= size
+        return single

@@ -1,0 +1,339 @@
+"""Distillation: what is learnt from, what is held out, what a crash costs, and what comes out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from benchmarks.distill import Asked, accuracy, captions_by, shuffle_captions
+from captioning.chat import generate, load
+from captioning.distill import LOG, RECORD, Distilled, distill
+from captioning.examples import Question, Sheets, read_examples, split
+from captioning.small import Size, make_small
+from captioning.tuning import Settings
+from captioning.world import PROMPT, make_world
+from curation.errors import UsageError
+from curation.table import Store
+from tests.captioning import tiny
+
+QUESTION = Question(prompt=PROMPT, frames=8, max_tokens=24)
+SIZE = Size(vision_layers=1, layers=1, vision_width=32, width=32, heads=2)
+QUICK = Settings(method="full", learning_rate=1e-3, batch=4, accumulate=2, epochs=2, evaluate_every=5, judged=8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run over 80 generated clips of 20 videos. Do not change it."""
+    return make_world(tmp_path_factory.mktemp("world"), 80).root
+
+
+@pytest.fixture(scope="module")
+def base(world: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    captions = [example.caption for example in read_examples(world)]
+    return str(make_small(tmp_path_factory.mktemp("base"), captions, prompt=PROMPT, size=SIZE))
+
+
+@pytest.fixture(scope="module")
+def finished(world: Path, base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of an undisturbed training with ``QUICK``."""
+    output = tmp_path_factory.mktemp("finished") / "model"
+    distill(world, base, output, question=QUESTION, settings=QUICK)
+    return output
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def same(first: Path, second: Path) -> bool:
+    one, other = weights(first), weights(second)
+    return one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
+
+
+def captions(folder: Path, world: Path, count: int = 12) -> list[str]:
+    """What a model says of clips."""
+    model, processor = load(str(folder), device="cpu", dtype="float32")
+    ids = [example.clip_id for example in read_examples(world)][:count]
+    sheets = Sheets(world, ids, folder.parent / "sheets")
+    replies = generate(model, processor, [QUESTION.of(sheets[clip_id]) for clip_id in ids])
+    sheets.close()
+    return [reply.text for reply in replies]
+
+
+def test_held_out_clips_are_whole_videos_and_stay_so(world: Path) -> None:
+    examples = read_examples(world)
+    learnt, held_out = split(examples, 0.2)
+    assert len(learnt) + len(held_out) == len(examples) == 80
+    assert not {e.video_id for e in learnt} & {e.video_id for e in held_out}
+    fewer = [example for example in examples if example.video_id != learnt[0].video_id]
+    assert {e.clip_id for e in split(fewer, 0.2)[1]} == {e.clip_id for e in held_out}
+    two = [e for e in examples if e.video_id in {learnt[0].video_id, learnt[-1].video_id}]
+    assert all(split(two, share)[side] for share in (1e-9, 1 - 1e-9) for side in (0, 1))
+    with pytest.raises(UsageError, match="one video"):
+        split([e for e in examples if e.video_id == learnt[0].video_id], 0.2)
+
+
+def test_only_kept_clips_with_a_caption_are_learnt(world: Path, tmp_path: Path) -> None:
+    store = make_world(tmp_path / "run", 12)
+    (part_id, clips), *_ = store.parts("clips")
+    rows = clips.to_pylist()
+    rows[0]["status"], rows[1]["caption"], rows[2]["caption"] = "rejected", None, "  "
+    store.write("clips", part_id, pa.Table.from_pylist(rows, schema=clips.schema))
+    assert {e.clip_id for e in read_examples(store.root)} == {row["clip_id"] for row in rows[3:]}
+
+
+def test_a_sheet_of_many_frames_is_thinned_evenly() -> None:
+    sheet = [(float(i), bytes([i])) for i in range(20)]
+    request = Question(prompt="?", frames=5).of(sheet)
+    assert request.times == (0.0, 5.0, 10.0, 14.0, 19.0)
+    assert request.images == tuple(bytes([int(t)]) for t in request.times)
+    assert Question(prompt="?", frames=32).of(sheet).times == tuple(t for t, _ in sheet)
+
+
+def test_sheets_are_those_of_the_table(world: Path, tmp_path: Path) -> None:
+    ids = [example.clip_id for example in read_examples(world)][::7]
+    sheets = Sheets(world, ids, tmp_path / "sheets")
+    frames = pa.concat_tables([table for _, table in Store(world).parts("frames")]).to_pylist()
+    for clip_id in ids:
+        assert sheets[clip_id] == [(row["t_s"], row["jpeg"]) for row in frames if row["clip_id"] == clip_id]
+    assert len(sheets[ids[0]]) == 8
+    sheets.close()
+
+
+def test_the_record_says_what_was_learnt(finished: Path, world: Path, base: str) -> None:
+    record = json.loads((finished / RECORD).read_text())
+    assert record["held_out"] == [e.clip_id for e in split(read_examples(world), 0.1)[1]]
+    assert (record["run"], record["base"], record["num_clips"]) == (str(world), base, 80)
+    assert record["question"] == {"prompt": PROMPT, "frames": 8, "max_tokens": 24}
+    assert (record["caption_versions"], record["caption_models"]) == (["v1"], ["truth"])
+    assert record["stopped"] == "epochs"
+    assert record["steps"] == (80 - len(record["held_out"])) // 8 * 2
+    assert record["losses"][-1]["held_out_loss"] < record["losses"][0]["held_out_loss"]
+    best = min(record["losses"], key=lambda entry: entry["held_out_loss"])
+    assert record["best_step"] == best["step"]
+    log = [json.loads(line) for line in (finished / LOG).read_text().splitlines()]
+    assert [entry["step"] for entry in log] == [entry["step"] for entry in record["losses"]]
+    taught = {example.clip_id: example.caption for example in read_examples(world)}
+    for sample in log[0]["samples"]:
+        assert sample["clip_id"] in record["held_out"]
+        assert sample["teacher"] == taught[sample["clip_id"]]
+    assert not (finished / ".training").exists()
+
+
+def test_the_model_kept_is_the_one_that_was_judged_best(finished: Path, world: Path, base: str) -> None:
+    from captioning.examples import Encoder
+    from captioning.tuning import prepare
+
+    record = json.loads((finished / RECORD).read_text())
+    held_out = [e for e in read_examples(world) if e.clip_id in record["held_out"]][: QUICK.judged]
+    sheets = Sheets(world, record["held_out"], finished.parent / "judged")
+    tuned = prepare(str(finished), QUICK, device="cpu")
+    loss = tuned.judge(Encoder(tuned.processor, sheets, QUESTION, cache_mb=10), held_out)
+    sheets.close()
+    assert loss == pytest.approx(min(entry["held_out_loss"] for entry in record["losses"]), rel=1e-5)
+
+
+def test_a_finished_training_is_not_repeated(finished: Path, world: Path, base: str) -> None:
+    before = (finished / "model.safetensors").stat().st_mtime_ns
+    said: list[str] = []
+    done = distill(world, base, finished, question=QUESTION, settings=QUICK, say=said.append)
+    assert said == [f"{finished} is finished already"]
+    assert isinstance(done, Distilled)
+    assert done.settings == QUICK
+    assert (finished / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_plain_transformers_gives_the_same_captions(finished: Path, world: Path) -> None:
+    """Everything by the library alone: template, frames, generation."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(finished)
+    processor = AutoProcessor.from_pretrained(finished)
+    ids = [example.clip_id for example in read_examples(world)][:4]
+    sheets = Sheets(world, ids, finished.parent / "plain")
+    theirs = []
+    for clip_id in ids:
+        sheet = sheets[clip_id]
+        frames = np.stack([np.asarray(Image.open(io.BytesIO(jpeg))) for _, jpeg in sheet])
+        content = [{"type": "video", "video": frames}, {"type": "text", "text": PROMPT}]
+        fps = 1 / (sheet[1][0] - sheet[0][0])
+        metadata = {"total_num_frames": 8, "fps": fps, "frames_indices": list(range(8))}
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"videos_kwargs": {"video_metadata": [metadata], "do_sample_frames": False}},
+        )
+        output = model.generate(**inputs, max_new_tokens=24)
+        theirs.append(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+    sheets.close()
+    assert theirs == captions(finished, world, 4)
+
+
+@pytest.mark.parametrize("build", [tiny.qwen2_5_vl, tiny.llava], ids=lambda build: build.__name__)
+def test_lora_merged_gives_the_same_captions_as_lora_beside_the_base(build: Any, world: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    base, output = build(tmp_path / "base"), tmp_path / "model"
+    settings = Settings(learning_rate=1e-2, batch=4, accumulate=1, epochs=1, evaluate_every=5, judged=4, rank=4)
+    distill(world, str(base), output, question=QUESTION, settings=settings)
+    merged, processor = load(str(output), device="cpu", dtype="float32")
+    plain, _ = load(str(base), device="cpu", dtype="float32")
+    ids = [example.clip_id for example in read_examples(world)][:6]
+    sheets = Sheets(world, ids, tmp_path / "sheets")
+    requests = [QUESTION.of(sheets[clip_id]) for clip_id in ids]
+    untaught = [reply.text for reply in generate(plain, processor, requests)]
+    beside = PeftModel.from_pretrained(plain, str(output / "adapter")).eval()
+    said = [reply.text for reply in generate(merged, processor, requests)]
+    sheets.close()
+    assert said == [reply.text for reply in generate(beside, processor, requests)]
+    assert said != untaught
+    assert json.loads((output / RECORD).read_text())["settings"]["method"] == "lora"
+
+
+_SCRIPT = """
+import sys, torch
+torch.set_num_threads(1)
+from captioning.distill import distill
+from tests.captioning.test_distill import QUESTION, QUICK
+distill(sys.argv[1], sys.argv[2], sys.argv[3], question=QUESTION, settings=QUICK, say=print)
+"""
+
+
+def _start(arguments: Sequence[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-u", "-c", _SCRIPT, *arguments], stdout=subprocess.PIPE, text=True)
+
+
+def test_a_killed_training_ends_as_one_that_was_not(finished: Path, world: Path, base: str, tmp_path: Path) -> None:
+    output = tmp_path / "model"
+    arguments = [str(world), base, str(output)]
+    killed = _start(arguments)
+    assert killed.stdout is not None
+    for line in killed.stdout:
+        if line.startswith("step 10"):
+            break
+    deadline = time.monotonic() + 30
+    while not list(output.glob(".training/checkpoint-00000010/state.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    killed.stdout.close()
+    assert not (output / RECORD).exists()
+    said: list[str] = []
+    done = distill(world, base, output, question=QUESTION, settings=QUICK, say=said.append)
+    assert said[0] == "continuing after step 10"
+    assert same(output, finished)
+    whole = json.loads((finished / RECORD).read_text())
+    assert [entry["held_out_loss"] for entry in done.losses] == [entry["held_out_loss"] for entry in whole["losses"]]
+    log = [json.loads(line)["step"] for line in (output / LOG).read_text().splitlines()]
+    assert log == [entry["step"] for entry in done.losses]
+
+
+def test_training_stops_where_nothing_gets_better(world: Path, base: str, tmp_path: Path) -> None:
+    settings = Settings(
+        method="full", learning_rate=30.0, warmup_steps=0, batch=8, accumulate=1, epochs=50, evaluate_every=1,
+        judged=4, patience=3, samples=0,
+    )  # fmt: skip
+    done = distill(world, base, tmp_path / "model", question=QUESTION, settings=settings)
+    assert done.stopped == "no progress"
+    assert done.steps == done.best_step + 3
+
+
+def test_accumulated_batches_learn_as_one(world: Path, base: str, tmp_path: Path) -> None:
+    import torch
+
+    for name, (batch, accumulate) in {"one": (8, 1), "four": (2, 4)}.items():
+        settings = Settings(
+            method="full", learning_rate=1e-3, batch=batch, accumulate=accumulate, epochs=0.5, judged=4, samples=0
+        )
+        distill(world, base, tmp_path / name, question=QUESTION, settings=settings)
+    one, four = weights(tmp_path / "one"), weights(tmp_path / "four")
+    assert all(torch.allclose(one[name], four[name], atol=2e-4) for name in one)
+    assert any((one[name] != weights(Path(base))[name]).any() for name in one)
+
+
+def test_a_tiny_model_learns_colours_and_backgrounds_and_from_shuffled_captions_does_not(tmp_path: Path) -> None:
+    """Twenty seconds each; directions and shapes take minutes, see benchmarks/distill.py."""
+    figures = {}
+    for name in ("taught", "shuffled"):
+        store = make_world(tmp_path / name, 400)
+        examples = read_examples(store.root)
+        base = make_small(tmp_path / "base", [example.caption for example in examples], prompt=PROMPT)
+        held_out = [example.clip_id for example in split(examples, 0.15)[1]]
+        asked = Asked.of(store.root, held_out)
+        if name == "shuffled":
+            shuffle_captions(store)
+        settings = Settings(
+            method="full", optimiser="muon", learning_rate=1e-3, batch=16, accumulate=1, epochs=4, held_out=0.15,
+            judged=16, samples=0, warmup_steps=20,
+        )  # fmt: skip
+        distill(store.root, str(base), tmp_path / f"{name} model", question=QUESTION, settings=settings)
+        model, processor = load(str(tmp_path / f"{name} model"), device="cpu", dtype="float32")
+        figures[name] = accuracy(captions_by(model, processor, asked.requests), asked.scenes)
+    for attribute, chance in (("colour", 1 / 6), ("background", 1 / 4)):
+        assert figures["taught"][attribute] > 0.75
+        assert figures["shuffled"][attribute] < chance + 0.2
+
+
+def test_mistakes_are_named_before_work_starts(world: Path, base: str, finished: Path, tmp_path: Path) -> None:
+    def expect(
+        words: str, *, run: Path = world, model: str = base, output: Path = tmp_path / "x", **changed: Any
+    ) -> None:
+        with pytest.raises(UsageError, match=words):
+            distill(run, model, output, question=QUESTION, settings=Settings(**{**QUICK.__dict__, **changed}))
+        assert output in (finished, full, file) or not output.exists()
+
+    full, file = tmp_path / "full", tmp_path / "file"
+    full.mkdir()
+    (full / "letter.txt").write_text("mine")
+    file.write_text("mine")
+    expect("not the output of a run", run=tmp_path / "nothing")
+    expect("no weights at", model=str(tmp_path / "nothing"))
+    expect("reads only text", model=str(tiny.llama(tmp_path / "llama")))
+    expect("holds other files", output=full)
+    expect("is a file", output=file)
+    expect("other values of settings", output=finished, epochs=3)
+    expect("method 'half'", method="half")
+    expect("epochs 0", epochs=0)
+    expect("held_out 1", held_out=1)
+    store = make_world(tmp_path / "silent", 8)
+    (part_id, clips), *_ = store.parts("clips")
+    rows = [{**row, "caption": None} for row in clips.to_pylist()]
+    store.write("clips", part_id, pa.Table.from_pylist(rows, schema=clips.schema))
+    expect("no kept clip with a caption", run=store.root)
+
+
+def test_a_missing_package_names_the_extra(
+    world: Path, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else find(name))
+    with pytest.raises(UsageError, match=r"peft: pip install 'cutroom\[caption\]'"):
+        distill(world, base, tmp_path / "model")

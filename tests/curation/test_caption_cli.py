@@ -1,0 +1,66 @@
+"""``cutroom caption distill``: a run and a base become a model; mistakes end with status 2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from captioning.examples import read_examples
+from captioning.small import Size, make_small
+from captioning.world import PROMPT, make_world
+
+SIZE = Size(vision_layers=1, layers=1, vision_width=32, width=32, heads=2)
+
+
+def cutroom(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "curation.cli", "caption", *map(str, words)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=200)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run and a base."""
+    folder = tmp_path_factory.mktemp("place")
+    store = make_world(folder / "out", 40)
+    make_small(folder / "base", [e.caption for e in read_examples(store.root)], prompt=PROMPT, size=SIZE)
+    return folder
+
+
+def test_options_reach_the_training_and_the_record_is_printed(place: Path) -> None:
+    words = ["--method", "full", "--prompt", PROMPT, "--frames", 4, "--max-tokens", 9, "--learning-rate", 0.002]
+    more = ["--optimiser", "muon", "--batch", 2, "--accumulate", 3, "--epochs", 1, "--held-out", 0.3, "--seed", 5]
+    done = cutroom("distill", "out", "--base", "base", "--output", "model", *words, *more, "--json", cwd=place)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record == json.loads((place / "model" / "distill.json").read_text())
+    assert record["question"] == {"prompt": PROMPT, "frames": 4, "max_tokens": 9}
+    chosen = {name: record["settings"][name] for name in ("method", "optimiser", "learning_rate", "batch", "seed")}
+    assert chosen == {"method": "full", "optimiser": "muon", "learning_rate": 0.002, "batch": 2, "seed": 5}
+    assert (record["settings"]["accumulate"], record["settings"]["held_out"]) == (3, 0.3)
+    assert "held out" in done.stderr
+    again = cutroom("distill", "out", "--base", "base", "--output", "model", *words, *more, cwd=place)
+    assert again.returncode == 0
+    assert "finished already" in again.stderr
+    assert "caption: {version: v2, model: model}" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["nowhere", "--base", "base", "--output", "x"], "not the output of a run"),
+        (["out", "--base", "./nothing", "--output", "x"], "no weights at"),
+        (["out", "--base", "base", "--output", "base"], "holds other files"),
+        (["out", "--base", "base", "--output", "x", "--epochs", "0"], "epochs 0"),
+        (["out", "--base", "base", "--output", "x", "--optimiser", "muon"], "method full"),
+    ],
+)
+def test_a_mistake_ends_with_status_2(place: Path, words: list[str], says: str) -> None:
+    done = cutroom("distill", *words, cwd=place)
+    assert done.returncode == 2
+    assert says in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not (place / "x").exists()
