@@ -6,19 +6,19 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import pyarrow as pa
 from annotated_types import Ge
 
-from captioning.endpoint import Endpoint, EndpointBackend
+from captioning.backends import check_backend, is_callable, open_backend
+from captioning.endpoint import Endpoint
 from captioning.journal import Journal
 from captioning.prompts import Prompt, load_prompt
-from captioning.requests import Backend, Reply, Request
-from curation.dotted import load_object
-from curation.errors import StageError, UsageError, one_line
+from captioning.requests import Reply, Request, Sampling
+from curation.errors import StageError
 from curation.model_files import identity, is_path, located
 from curation.stage import Needs, SomeFailedError, Stage, operational
 
@@ -82,14 +82,7 @@ class Captioner(Stage):
 
     def check(self) -> None:
         _ = self.filled
-        if self.endpoint:
-            self.endpoint.check(self.model)
-        elif is_callable(self.model):
-            find_callable(self.model)
-        else:
-            from captioning.local import check
-
-            check(self.model, video=self.asks_for_video, pictures="frames" in self.reads)
+        check_backend(self.model, endpoint=self.endpoint, video=self.asks_for_video, pictures="frames" in self.reads)
 
     @property
     def asks_for_video(self) -> bool:
@@ -100,25 +93,15 @@ class Captioner(Stage):
         self._folder = folder
 
     def setup(self) -> None:
-        self._backend = self._open()
-        self._journal = Journal(self._folder, self.name)
-
-    def _open(self) -> Backend:
-        if self.endpoint:
-            return EndpointBackend(self.endpoint, self.model, temperature=self.temperature, seed=self.seed)
-        if is_callable(self.model):
-            return CallableBackend(find_callable(self.model))
-        from captioning.local import LocalBackend
-
-        return LocalBackend(
+        self._backend = open_backend(
             self.model,
+            endpoint=self.endpoint,
             gpu=self.gpus > 0,
             batch_size=self.batch_size,
-            temperature=self.temperature,
-            seed=self.seed,
-            deterministic=self.deterministic,
+            sampling=Sampling(temperature=self.temperature, seed=self.seed, deterministic=self.deterministic),
             threads=self.threads,
         )
+        self._journal = Journal(self._folder, self.name)
 
     def requests(self, clip: dict[str, Any]) -> list[Request]:
         """What to ask about a clip, given as its row; nothing if it cannot be described."""
@@ -201,43 +184,6 @@ class Captioner(Stage):
             "completion_tokens": _total(completion_tokens),
             "cut_off": any(reply.cut_off for reply in replies),
         }
-
-
-class CallableBackend:
-    """A Python function that answers: for tests, and for models of one's own."""
-
-    def __init__(self, answer: Callable[[Request], str]) -> None:
-        self._answer = answer
-
-    def ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | Exception]]:
-        """See ``Backend``."""
-        for i, request in enumerate(requests):
-            try:
-                yield i, Reply(text=str(self._answer(request)))
-            except Exception as error:  # a user's function may raise anything; it costs the clip
-                yield i, error
-
-
-def is_callable(model: str) -> bool:
-    """Whether a model is named as ``module:function``."""
-    module, colon, name = model.partition(":")
-    return bool(colon) and all(part.isidentifier() for part in [*module.split("."), name])
-
-
-def find_callable(model: str) -> Callable[[Request], str]:
-    """The function that ``module:function`` names; a class is called once, to make one.
-
-    Raises:
-        UsageError: there is none.
-    """
-    try:
-        found = load_object(model)
-        answer = found() if isinstance(found, type) else found
-    except Exception as error:  # a user's module may raise anything
-        raise UsageError(f"model {model!r} cannot be loaded: {one_line(error)}") from error
-    if not callable(answer):
-        raise UsageError(f"model {model!r} is not a function that takes a request")
-    return answer
 
 
 def _total(counts: Sequence[int | None]) -> int | None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt
 
-from captioning.requests import Reply, Request
+from captioning.requests import Reply, Request, Sampling
 from curation.errors import NotNowError, UsageError, nearest, one_line
 
 _CHECK_S = 10.0  # for the server to say which models it has
@@ -96,9 +96,9 @@ class EndpointBackend:
     cap on spending is reached, the rest is not asked any more in this run.
     """
 
-    def __init__(self, endpoint: Endpoint, model: str, *, temperature: float = 0.0, seed: int = 0) -> None:
+    def __init__(self, endpoint: Endpoint, model: str, sampling: Sampling) -> None:
         self.endpoint, self.model = endpoint, model
-        self._sampling = {"temperature": temperature, "seed": seed}
+        self._sampling = {"temperature": sampling.temperature, "seed": sampling.seed}
         self._client = endpoint.client(timeout_s=endpoint.timeout_s, retries=endpoint.retries)
         self._pool = concurrent.futures.ThreadPoolExecutor(endpoint.concurrency, thread_name_prefix="endpoint")
         self._lock = threading.Lock()

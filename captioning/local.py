@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from captioning.chat import config_of, generate, kind_of, load
-from captioning.requests import Reply, Request
+from captioning.requests import Reply, Request, Sampling
 from curation.errors import CutroomError, StageError, UsageError, one_line
 from curation.model_files import check_safetensors
 
@@ -25,18 +25,15 @@ class LocalBackend:
         *,
         gpu: bool,
         batch_size: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-        deterministic: bool = False,
+        sampling: Sampling,
         threads: int = 1,
     ) -> None:
         import torch
 
         if gpu and not torch.cuda.is_available():
             raise StageError(f"{source} asks for a GPU and this worker has none; leave gpus out for the CPU")
-        self._batch_size = 1 if deterministic else batch_size
-        self._deterministic, self._threads = deterministic, threads
-        self._temperature, self._seed = temperature, seed
+        self._batch_size = 1 if sampling.deterministic else batch_size
+        self._sampling, self._threads = sampling, threads
         self._model, self._processor = _loaded(source, "cuda" if gpu else "cpu", "bfloat16" if gpu else "float32")
 
     def ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | Exception]]:
@@ -61,9 +58,15 @@ class LocalBackend:
 
         before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
         torch.set_num_threads(self._threads)
-        torch.use_deterministic_algorithms(self._deterministic or before[1], warn_only=True)
+        torch.use_deterministic_algorithms(self._sampling.deterministic or before[1], warn_only=True)
         try:
-            return generate(self._model, self._processor, requests, temperature=self._temperature, seed=self._seed)
+            return generate(
+                self._model,
+                self._processor,
+                requests,
+                temperature=self._sampling.temperature,
+                seed=self._sampling.seed,
+            )
         finally:
             torch.set_num_threads(before[0])
             torch.use_deterministic_algorithms(before[1])

@@ -44,6 +44,21 @@ class Reply:
     completion_tokens: int | None = None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How words are chosen.
+
+    Attributes:
+        temperature: 0 takes the likeliest words.
+        seed: of what is drawn at a higher temperature.
+        deterministic: of models in this process: question by question and with deterministic kernels only.
+    """
+
+    temperature: float = 0.0
+    seed: int = 0
+    deterministic: bool = False
+
+
 class Backend(Protocol):
     """Something that answers requests."""
 

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from curation.caption_cli import app as caption_app
+from curation.enhance_cli import enhance
 from curation.errors import CutroomError, UsageError
 from curation.filter_cli import app as filter_app
 
@@ -25,6 +26,9 @@ app = typer.Typer(
 )
 app.add_typer(caption_app, name="caption")
 app.add_typer(filter_app, name="filter")
+
+
+app.command()(enhance)
 
 
 class EngineChoice(str, enum.Enum):

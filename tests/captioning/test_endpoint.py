@@ -9,7 +9,7 @@ import cv2
 import pytest
 
 from captioning.endpoint import Endpoint, EndpointBackend
-from captioning.requests import Reply, Request
+from captioning.requests import Reply, Request, Sampling
 from curation.errors import NotNowError, UsageError
 from tests.captioning.server import Behaviour, coded_picture, serving
 
@@ -21,7 +21,7 @@ def request(number: int, *, images: int = 1) -> Request:
 
 
 def ask(endpoint: Endpoint, count: int, model: str = "teller") -> list[Reply | Exception]:
-    answers = dict(EndpointBackend(endpoint, model).ask([request(i) for i in range(count)]))
+    answers = dict(EndpointBackend(endpoint, model, Sampling()).ask([request(i) for i in range(count)]))
     assert sorted(answers) == list(range(count))
     return [answers[i] for i in range(count)]
 
@@ -29,7 +29,7 @@ def ask(endpoint: Endpoint, count: int, model: str = "teller") -> list[Reply | E
 def test_answers_out_of_order_go_to_their_questions() -> None:
     with serving(Behaviour(delay_s=0.05)) as server:
         questions = [request(i) for i in range(60)]
-        answers = list(EndpointBackend(Endpoint(url=server.url), "teller").ask(questions))
+        answers = list(EndpointBackend(Endpoint(url=server.url), "teller", Sampling()).ask(questions))
     order = [place for place, _ in answers]
     assert order != sorted(order), "the server did not mix them up"
     for place, reply in answers:

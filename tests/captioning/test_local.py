@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from captioning.local import LocalBackend, check
-from captioning.requests import Reply, Request
+from captioning.requests import Reply, Request, Sampling
 from captioning.stages import Caption, FrameCaptions, ShortCaption
 from curation.config import load_plan
 from curation.errors import ConfigError, StageError, UsageError
@@ -49,11 +49,15 @@ def questions(count: int) -> list[Request]:
     ]
 
 
+def backend(model: Path, sampling: Sampling | None = None, *, batch_size: int = 1) -> LocalBackend:
+    return LocalBackend(str(model), gpu=False, batch_size=batch_size, sampling=sampling or Sampling())
+
+
 @pytest.mark.parametrize("name", ["llava", "qwen"])
 def test_batches_answer_as_single_questions_do(models: dict[str, Path], name: str) -> None:
     asked = questions(7)
-    together = dict(LocalBackend(str(models[name]), gpu=False, batch_size=4).ask(asked))
-    alone = dict(LocalBackend(str(models[name]), gpu=False, batch_size=4, deterministic=True).ask(asked))
+    together = dict(backend(models[name], batch_size=4).ask(asked))
+    alone = dict(backend(models[name], Sampling(deterministic=True), batch_size=4).ask(asked))
     assert together == alone
     assert sorted(together) == list(range(7))
     texts = {reply.text for reply in together.values() if isinstance(reply, Reply)}
@@ -63,15 +67,15 @@ def test_batches_answer_as_single_questions_do(models: dict[str, Path], name: st
 def test_a_question_that_cannot_be_answered_fails_alone(models: dict[str, Path]) -> None:
     asked = questions(5)
     asked[2] = Request(prompt=VIDEO, images=(b"\xff\xd8torn",), times=(0.0,), max_tokens=6)
-    answers = dict(LocalBackend(str(models["qwen"]), gpu=False, batch_size=5).ask(asked))
+    answers = dict(backend(models["qwen"], batch_size=5).ask(asked))
     assert [i for i, answer in answers.items() if isinstance(answer, Exception)] == [2]
     assert len(answers) == 5
 
 
 def test_what_is_drawn_depends_on_the_seed(models: dict[str, Path]) -> None:
     def said(seed: int) -> str:
-        backend = LocalBackend(str(models["llama"]), gpu=False, batch_size=1, temperature=1.0, seed=seed)
-        ((_, reply),) = backend.ask([Request(prompt=VIDEO, max_tokens=12)])
+        drawing = backend(models["llama"], Sampling(temperature=1.0, seed=seed))
+        ((_, reply),) = drawing.ask([Request(prompt=VIDEO, max_tokens=12)])
         assert isinstance(reply, Reply)
         return reply.text
 

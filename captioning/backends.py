@@ -1,0 +1,91 @@
+"""Which backend answers for a model: an endpoint, a function of one's own, or transformers in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from captioning.endpoint import Endpoint, EndpointBackend
+from captioning.requests import Backend, Reply, Request, Sampling
+from curation.dotted import load_object
+from curation.errors import UsageError, one_line
+
+
+def check_backend(model: str, *, endpoint: Endpoint | None, video: bool = False, pictures: bool = False) -> None:
+    """Make sure, before any work and without loading anything large, that a model can be asked.
+
+    Args:
+        model, endpoint: as of ``Captioner``.
+        video: it must take videos; pictures: it must see.
+
+    Raises:
+        UsageError: it cannot. The message says why.
+    """
+    if endpoint:
+        endpoint.check(model)
+    elif is_callable(model):
+        find_callable(model)
+    else:
+        from captioning.local import check
+
+        check(model, video=video, pictures=pictures)
+
+
+def open_backend(
+    model: str,
+    *,
+    endpoint: Endpoint | None = None,
+    gpu: bool = False,
+    batch_size: int = 8,
+    sampling: Sampling | None = None,
+    threads: int = 1,
+) -> Backend:
+    """Make what answers for a model; loads it where it runs in this process.
+
+    Raises:
+        StageError: it cannot be loaded here.
+    """
+    sampling = sampling or Sampling()
+    if endpoint:
+        return EndpointBackend(endpoint, model, sampling)
+    if is_callable(model):
+        return CallableBackend(find_callable(model))
+    from captioning.local import LocalBackend
+
+    return LocalBackend(model, gpu=gpu, batch_size=batch_size, sampling=sampling, threads=threads)
+
+
+class CallableBackend:
+    """A Python function that answers: for tests, and for models of one's own."""
+
+    def __init__(self, answer: Callable[[Request], str]) -> None:
+        self._answer = answer
+
+    def ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | Exception]]:
+        """See ``Backend``."""
+        for i, request in enumerate(requests):
+            try:
+                yield i, Reply(text=str(self._answer(request)))
+            except Exception as error:  # a user's function may raise anything; it costs the clip
+                yield i, error
+
+
+def is_callable(model: str) -> bool:
+    """Whether a model is named as ``module:function``."""
+    module, colon, name = model.partition(":")
+    return bool(colon) and all(part.isidentifier() for part in [*module.split("."), name])
+
+
+def find_callable(model: str) -> Callable[[Request], str]:
+    """The function that ``module:function`` names; a class is called once, to make one.
+
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        found = load_object(model)
+        answer = found() if isinstance(found, type) else found
+    except Exception as error:  # a user's module may raise anything
+        raise UsageError(f"model {model!r} cannot be loaded: {one_line(error)}") from error
+    if not callable(answer):
+        raise UsageError(f"model {model!r} is not a function that takes a request")
+    return answer

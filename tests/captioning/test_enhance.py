@@ -1,0 +1,100 @@
+"""Prompts made into descriptions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner
+
+from captioning.enhance import choose, enhance, read_captions
+from captioning.requests import Request, Sampling
+from curation.cli import app
+from curation.errors import CutroomError, UsageError
+from curation.table import CAPTIONS, CLIPS, Part, Store, conform, extend
+from tests.captioning.server import Behaviour, serving
+from tests.helpers import clip_rows
+
+CAPTIONS_SEEN = [
+    "A brown dog runs along a beach at dusk, its ears flying, while the camera tracks it from the side.",
+    "An old man reads a newspaper on a bench in a park; pigeons walk around his feet.",
+    "Waves break on black rocks under a grey sky, and spray hangs in the air.",
+    "A woman in a red coat crosses a busy street in the rain, holding a yellow umbrella.",
+]
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """A run with four captions; a rejected clip and one without a caption have none to offer."""
+    store = Store(tmp_path / "out")
+    store.create()
+    captions = [*CAPTIONS_SEEN, "A rejected clip.", None]
+    clips = conform(clip_rows(6, caption=captions), extend(CLIPS, CAPTIONS))
+    status = pa.array(["kept"] * 4 + ["rejected", "kept"])
+    clips = clips.set_column(clips.schema.get_field_index("status"), "status", status)
+    store.commit(Part("p", clips=clips), sheets=True)
+    (tmp_path / "out" / "run.json").write_text(json.dumps({"pipeline": "x", "base": "/", "keep": {}, "shards": {}}))
+    return tmp_path / "out"
+
+
+def echo(request: Request) -> str:
+    return request.prompt
+
+
+def fail(request: Request) -> str:
+    raise RuntimeError("no mood")
+
+
+def test_only_captions_of_kept_clips_are_examples(finished: Path) -> None:
+    assert read_captions(finished) == CAPTIONS_SEEN
+
+
+def test_what_is_like_the_prompt_comes_first_and_the_seed_decides_the_rest() -> None:
+    assert choose("a dog on the beach", CAPTIONS_SEEN, 2)[0] == CAPTIONS_SEEN[0]
+    assert choose("rain in the street", CAPTIONS_SEEN, 2)[0] == CAPTIONS_SEEN[3]
+    drawn = {tuple(choose("a dog", CAPTIONS_SEEN, 2, seed=seed)) for seed in range(20)}
+    assert len(drawn) == 3, "any of the others may stand beside it"
+    assert choose("a dog", CAPTIONS_SEEN, 2, seed=4) == choose("a dog", CAPTIONS_SEEN, 2, seed=4)
+    assert sorted(choose("a dog", CAPTIONS_SEEN, 9)) == sorted(CAPTIONS_SEEN)
+
+
+def test_the_model_is_shown_examples_and_the_prompt(finished: Path) -> None:
+    done = enhance(["a dog runs", "$5 {x}"], finished, "tests.captioning.test_enhance:echo", num_examples=2)
+    assert [one.prompt for one in done] == ["a dog runs", "$5 {x}"]
+    assert CAPTIONS_SEEN[0] in done[0].text
+    assert "Prompt: a dog runs" in done[0].text
+    assert "Prompt: $5 {x}" in done[1].text
+    assert done[0].prompt_file.startswith("enhance-1#")
+    assert len(done[0].examples) == 2
+
+
+def test_a_server_can_answer(finished: Path) -> None:
+    asked: list[str] = []
+
+    def answer(prompt: str, images: list[bytes]) -> str:
+        asked.append(prompt)
+        return " A long description. "
+
+    with serving(Behaviour(models=("writer",)), answer) as server:
+        arguments = ["enhance", "a dog", "--run", str(finished), "--model", "writer", "--endpoint", server.url]
+        done = CliRunner().invoke(app, arguments)
+        assert done.stdout == "A long description.\n"
+        done = CliRunner().invoke(app, [*arguments, "--json"])
+        assert json.loads(done.stdout)[0]["text"] == "A long description."
+    assert CAPTIONS_SEEN[0] in asked[0]
+
+
+def test_mistakes_and_failures_are_said(finished: Path, tmp_path: Path) -> None:
+    echo_name = "tests.captioning.test_enhance:echo"
+    with pytest.raises(UsageError, match="is empty"):
+        enhance([" "], finished, echo_name)
+    with pytest.raises(UsageError, match="cannot be loaded"):
+        enhance(["a dog"], finished, "tests.captioning.test_enhance:nobody")
+    empty = Store(tmp_path / "empty")
+    empty.create()
+    with pytest.raises(UsageError, match="no kept clips with captions"):
+        enhance(["a dog"], empty.root, echo_name)
+    with pytest.raises(CutroomError, match="has not answered: no mood"):
+        enhance(["a dog"], finished, "tests.captioning.test_enhance:fail", sampling=Sampling())
