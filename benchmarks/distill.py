@@ -21,7 +21,8 @@ import pyarrow as pa
 
 from captioning.chat import generate, load
 from captioning.distill import distill
-from captioning.examples import Question, Sheets, read_examples, split
+from captioning.examples import Sheets, read_examples, split
+from captioning.question import Question
 from captioning.requests import Request
 from captioning.small import Size, make_small
 from captioning.tuning import Settings

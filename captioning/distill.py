@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from captioning.chat import kind_of, takes_images
-from captioning.examples import Encoder, Example, Question, Sheets, digest, read_examples, split
+from captioning.examples import Encoder, Example, Sheets, digest, read_examples, split
+from captioning.question import RECORD, Question
 from captioning.tuning import Settings, Tuned, prepare, rate_at
 from curation.errors import UsageError
 from curation.model_files import identity
 from curation.output import locked
 
-RECORD = "distill.json"
 LOG = "log.jsonl"
 _TRAINING = ".training"
 _PACKAGES = {"torch": "torch", "transformers": "transformers", "peft": "peft", "PIL": "pillow"}

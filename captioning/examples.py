@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from captioning.chat import IGNORED, encode, tokenizer_of
+from captioning.question import Question
 from captioning.requests import Request
 from curation.errors import UsageError
 from curation.table import Store
@@ -32,34 +33,6 @@ class Example:
     caption: str
     caption_version: str | None
     caption_model: str | None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Question:
-    """What is asked about every clip, in training and ever after.
-
-    Attributes:
-        prompt: the text.
-        frames: taken from a contact sheet, spread evenly over it; all, where it has fewer.
-        max_tokens: of the answer.
-    """
-
-    prompt: str = "Describe this video."
-    frames: int = 16
-    max_tokens: int = 256
-
-    def of(self, sheet: Sequence[tuple[float, bytes]]) -> Request:
-        """Ask about a clip. ``sheet``: the time and JPEG of each frame of its contact sheet, in order."""
-        if len(sheet) > self.frames:
-            last = max(1, self.frames - 1)
-            sheet = [sheet[round(i * (len(sheet) - 1) / last)] for i in range(self.frames)]
-        return Request(
-            prompt=self.prompt,
-            images=tuple(jpeg for _, jpeg in sheet),
-            times=tuple(t_s for t_s, _ in sheet),
-            video=True,
-            max_tokens=self.max_tokens,
-        )
 
 
 def read_examples(run: str | os.PathLike[str]) -> list[Example]:

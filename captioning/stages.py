@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
@@ -11,6 +13,8 @@ from annotated_types import Ge
 
 from captioning.camera import camera_phrase
 from captioning.captioner import Captioner
+from captioning.prompts import Prompt
+from captioning.question import Question, is_distilled, read_question
 from captioning.requests import Reply, Request
 from curation.errors import UsageError
 from curation.table import CAPTIONS, USAGE
@@ -82,8 +86,8 @@ class ShortCaption(Captioner):
         return self.see == "video"
 
     def requests(self, clip: dict[str, Any]) -> list[Request]:
-        frames = spread(readable(clip["frames"]), self.max_frames)
-        return about_all(frames, self.filled.fill({}), video=self.asks_for_video, max_tokens=self.max_tokens)
+        question = Question(prompt=self.filled.fill({}), frames=self.max_frames, max_tokens=self.max_tokens)
+        return about_all(question, readable(clip["frames"]), video=self.asks_for_video)
 
     def result(self, clip: dict[str, Any], replies: list[Reply]) -> dict[str, Any]:
         return {"short_caption": replies[0].text.strip() or None, "short_caption_usage": self.usage(replies)}
@@ -101,8 +105,9 @@ class Caption(Captioner):
 
     Args:
         version: v1: a language model writes it from ``frame_captions`` and ``short_caption``. v2: a video-language
-            model sees the clip; meant for one that ``cutroom caption distill`` has taught what v1 writes. direct: the
-            same by a model as it comes, a single step as in Open-Sora.
+            model sees the clip; meant for one that ``cutroom caption distill`` has taught what v1 writes, which is then
+            asked as it was taught (prompt, frames, max_tokens). direct: the same by a model as it comes, a single step
+            as in Open-Sora.
         camera: v1 only: hand the camera's motion, as the stage ``motion`` has measured it, to the language model.
         max_frames: v2 and direct: of a clip, spread over it.
         see: v2 and direct: the frames as one video, or as several images.
@@ -121,6 +126,7 @@ class Caption(Captioner):
     see: Literal["video", "images"] = "video"
 
     def __post_init__(self) -> None:
+        self._own_prompt = bool(self.prompt)
         self.prompt = self.prompt or ("summary-1" if self.version == "v1" else _OF_FRAMES[self.see])
         super().__post_init__()
 
@@ -147,10 +153,25 @@ class Caption(Captioner):
             raise UsageError(f"camera: true is for version v1; in {self.version} the model sees the camera itself")
         super().check()
 
+    @functools.cached_property
+    def filled(self) -> Prompt:
+        return Prompt("distilled", self.question.prompt) if self._as_taught else super().filled
+
+    @functools.cached_property
+    def question(self) -> Question:
+        """What a model that sees the clip is asked."""
+        if self._as_taught:
+            return read_question(Path(self.model))
+        return Question(prompt=super().filled.fill({}), frames=self.max_frames, max_tokens=self.max_tokens)
+
+    @property
+    def _as_taught(self) -> bool:
+        """Whether the model is asked what it was asked when it was taught."""
+        return self.version == "v2" and not self._own_prompt and not self.endpoint and is_distilled(Path(self.model))
+
     def requests(self, clip: dict[str, Any]) -> list[Request]:
         if self.version != "v1":
-            frames = spread(readable(clip["frames"]), self.max_frames)
-            return about_all(frames, self.filled.fill({}), video=self.asks_for_video, max_tokens=self.max_tokens)
+            return about_all(self.question, readable(clip["frames"]), video=self.asks_for_video)
         if not clip["frame_captions"] and not clip["short_caption"]:
             return []
         phrase = camera_phrase(clip["camera_motion"]) if self.camera else ""
@@ -178,12 +199,11 @@ class Caption(Captioner):
 _OF_FRAMES = {"video": "video-1", "images": "images-1"}
 
 
-def about_all(frames: Sequence[dict[str, Any]], prompt: str, *, video: bool, max_tokens: int) -> list[Request]:
-    """One question about frames of a contact sheet together; none without frames."""
+def about_all(question: Question, frames: Sequence[dict[str, Any]], *, video: bool) -> list[Request]:
+    """A question about frames of a contact sheet together; none without frames."""
     if not frames:
         return []
-    images, times = tuple(cell["jpeg"] for cell in frames), tuple(cell["t_s"] for cell in frames)
-    return [Request(prompt=prompt, images=images, times=times, video=video, max_tokens=max_tokens)]
+    return [dataclasses.replace(question.of([(cell["t_s"], cell["jpeg"]) for cell in frames]), video=video)]
 
 
 def spread(frames: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:

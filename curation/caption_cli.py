@@ -60,7 +60,7 @@ def distill(
     from rich.console import Console
 
     from captioning.distill import distill as distill_run
-    from captioning.examples import Question
+    from captioning.question import Question
     from captioning.tuning import Settings
 
     asked: dict[str, Any] = {"prompt": prompt, "frames": frames, "max_tokens": max_tokens}

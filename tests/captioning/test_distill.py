@@ -18,11 +18,16 @@ import pytest
 from benchmarks.distill import Asked, accuracy, captions_by, shuffle_captions
 from captioning.chat import generate, load
 from captioning.distill import LOG, RECORD, Distilled, distill
-from captioning.examples import Question, Sheets, read_examples, split
+from captioning.examples import Sheets, read_examples, split
+from captioning.prompts import Prompt
+from captioning.question import Question
 from captioning.small import Size, make_small
+from captioning.stages import Caption
 from captioning.tuning import Settings
 from captioning.world import PROMPT, make_world
+from curation.curate import attach_sheets
 from curation.errors import UsageError
+from curation.stage import run_stage
 from curation.table import Store
 from tests.captioning import tiny
 
@@ -193,6 +198,25 @@ def test_plain_transformers_gives_the_same_captions(finished: Path, world: Path)
         theirs.append(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
     sheets.close()
     assert theirs == captions(finished, world, 4)
+
+
+def test_version_2_asks_what_the_model_was_taught(finished: Path, world: Path) -> None:
+    """The stage gives the captions that the training saw, without being told prompt, frames or length again."""
+    stage = Caption(version="v2", model=str(finished))
+    stage.check()
+    stage.setup()
+    ((_, clips),) = Store(world).parts("clips")
+    ((_, frames),) = Store(world).parts("frames")
+    clips = clips.drop_columns(["caption", "caption_version", "caption_model", "caption_prompt"]).sort_by("clip_id")
+    clips = clips.slice(0, 4).append_column("frames", attach_sheets(clips["clip_id"].slice(0, 4), frames))
+    done = run_stage(stage, clips, mark="caption@1")
+    assert done["caption"].to_pylist() == captions(finished, world, 4)
+    assert done["caption_version"].to_pylist() == ["v2"] * 4
+    assert done["caption_prompt"][0].as_py() == Prompt("distilled", PROMPT).mark
+    assert done["caption_usage"][0].as_py()["calls"] == 1
+    other = Caption(version="v2", model=str(finished), prompt="video-1")
+    assert other.question.prompt != PROMPT
+    assert other.mark({}) != stage.mark({})
 
 
 @pytest.mark.parametrize("build", [tiny.qwen2_5_vl, tiny.llava], ids=lambda build: build.__name__)
