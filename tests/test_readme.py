@@ -14,6 +14,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from captioning.endpoint import Endpoint
+from curation.config import load_plan
 from tests.filters.planted import ids_of, planted, write_labels, write_run
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +29,18 @@ def blocks(language: str) -> list[str]:
 def commands() -> list[str]:
     lines = [line.partition("  #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
     return [line for line in lines if line]
+
+
+def pipeline_of_the_readme(name: str) -> str:
+    (block,) = (block for block in blocks("yaml") if block.startswith(f"{name}:"))
+    return block
+
+
+def test_captioners_of_the_readme_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Endpoint, "check", lambda self, model: None)  # nobody answers there
+    (tmp_path / "told.yaml").write_text(pipeline_of_the_readme("told"))
+    plan = load_plan("told", tmp_path / "told.yaml")
+    assert [step.stage.name for step in plan.later] == ["frame_captions", "short_caption", "caption", "caption_checks"]
 
 
 def test_make_targets_of_the_readme_exist() -> None:
@@ -64,7 +78,7 @@ def workplace(footage: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "prepared" / "labels" / "pan.txt").write_text("A pan.")
     python = blocks("python")
     (folder / "my_filters.py").write_text(next(block for block in python if "class Redness" in block))
-    (folder / "mine.yaml").write_text(blocks("yaml")[0])
+    (folder / "mine.yaml").write_text(pipeline_of_the_readme("mine"))
     (folder / "load.py").write_text(next(block for block in python if "webdataset" in block) + "print(len(video))\n")
     videos, truth, embeddings = planted()
     ids = ids_of(videos)

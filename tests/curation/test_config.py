@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from captioning import captioner
 from curation.config import default_file, load_plan, pipeline_names
 from curation.errors import ConfigError, UsageError
 from curation.frames import Frames
@@ -124,6 +125,8 @@ def test_every_shipped_pipeline_is_valid_and_says_what_it_is(monkeypatch: pytest
     monkeypatch.setattr(clip, "width", lambda model: 768)
     monkeypatch.setattr(Aesthetic, "check", lambda self: None)
     monkeypatch.setattr(Aesthetic, "_load", lambda self: (np.zeros(768), 0.0))
+    monkeypatch.setattr(captioner, "check_backend", lambda model, **_: None)
+    monkeypatch.setattr(captioner, "identity", lambda model, *_: model)
     for name, about in pipeline_names(default_file()).items():
         assert about
         assert load_plan(name).decode.stage.name == "decode"
