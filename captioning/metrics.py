@@ -134,7 +134,7 @@ def distinct(captions: Iterable[str], n: int) -> float | None:
 def says(caption: str, word: str) -> bool:
     """Whether a caption has this word, or these words in a row, in any case. ``red`` is not said by ``bored``."""
     said, wanted = _said(caption), _said(word)
-    return any(said[i : i + len(wanted)] == wanted for i in range(len(said) - len(wanted) + 1))
+    return bool(wanted) and any(said[i : i + len(wanted)] == wanted for i in range(len(said) - len(wanted) + 1))
 
 
 def has_failed(caption: str | None) -> bool:
