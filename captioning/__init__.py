@@ -7,6 +7,7 @@ CAPTIONERS: dict[str, str] = {
     "caption": "captioning.stages:Caption",
     "caption_checks": "captioning.checks:CaptionChecks",
     "caption_similarity": "captioning.similarity:CaptionSimilarity",
+    "clean_captions": "captioning.clean:CleanCaptions",
     "frame_captions": "captioning.stages:FrameCaptions",
     "short_caption": "captioning.stages:ShortCaption",
     "sidecar_captions": "captioning.sidecar:SidecarCaptions",

@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le
 
 from curation.rules import Rule
 from curation.stage import Filter, Stage, TableStage, operational
-from curation.table import CAPTIONS, CLIPS, SHARDED, USAGE, extend
+from curation.table import CAPTIONS, CLEANED, CLIPS, SHARDED, USAGE, extend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +86,15 @@ class Plan:
         """The columns of the clip table that this plan writes."""
         written = extend(*(step.stage.writes for step in self.steps))
         usage = pa.schema([field for field in written if field.type == USAGE])
-        scores = pa.schema([field for field in written if field.name not in (*CAPTIONS.names, *usage.names)])
-        return extend(CLIPS, scores, CAPTIONS, usage, SHARDED)
+        clean = pa.schema([field for field in written if field.name in CLEANED.names])
+        others = {*CAPTIONS.names, *clean.names, *usage.names}
+        scores = pa.schema([field for field in written if field.name not in others])
+        return extend(CLIPS, scores, CAPTIONS, clean, usage, SHARDED)
 
     @property
     def scores(self) -> list[str]:
         """The columns that filters measure."""
-        known = extend(CLIPS, CAPTIONS, SHARDED).names
+        known = extend(CLIPS, CAPTIONS, CLEANED, SHARDED).names
         return [field.name for field in self.clip_schema if field.name not in known and field.type != USAGE]
 
     def resolved(self) -> dict[str, Any]:

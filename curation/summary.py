@@ -15,7 +15,7 @@ import pyarrow as pa
 from curation.output import read_run_file
 from curation.plan import Plan
 from curation.rules import Rule
-from curation.table import CAPTIONS, CLIPS, SHARDED, Store, failed_stage
+from curation.table import CAPTIONS, CLEANED, CLIPS, SHARDED, Store, caption_of, failed_stage
 from shards.write import STAGE as DELIVERY
 from shards.write import read_index
 
@@ -70,7 +70,7 @@ def summarise(
             if row["error"]:
                 errors[row["video"]] = row["error"]
     clips, rejected, failed, captioned = (collections.Counter[str]() for _ in range(4))
-    columns = ["status", "reason", "error", "measured", "duration_s", "caption"]
+    columns = ["status", "reason", "error", "measured", "duration_s", "caption", *CLEANED.names]
     waiting: list[str] = []
     for _, table in store.parts("clips", columns):
         for row in table.to_pylist():
@@ -80,7 +80,7 @@ def summarise(
             failed[failed_stage(row["error"] or "")] += row["status"] == "failed"
             if row["status"] == "failed" and _is_waiting(row):
                 waiting.append(row["error"])
-            captioned["kept"] += row["status"] == "kept" and row["caption"] is not None
+            captioned["kept"] += row["status"] == "kept" and caption_of(row) is not None
     state = plan.resolved() if plan else read_run_file(store.root) or {}
     return Summary(
         output=_as_typed(store.root),

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import uuid
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,12 @@ CAPTIONS = pa.schema(
         ("caption_version", pa.string()),
         ("caption_model", pa.string()),
         ("caption_prompt", pa.string()),
+    ]
+)
+CLEANED = pa.schema(  # of the stage clean_captions; a table without that stage does not have them
+    [
+        ("clean_caption", pa.string()),
+        ("caption_changes", pa.list_(pa.string())),  # the rules of cleaning that changed something; null: not cleaned
     ]
 )
 SHARDED = pa.schema([("shard", pa.string()), ("sample_key", pa.string())])
@@ -257,6 +263,13 @@ class Store:
         """The whole video table in memory, ordered by name."""
         tables = [table for _, table in self.parts("videos")]
         return pa.concat_tables(tables or [VIDEOS.empty_table()], promote_options="default").sort_by("video")
+
+
+def caption_of(row: Mapping[str, Any]) -> str | None:
+    """The caption of a clip that goes into the shards: the clean one where it was cleaned, else as it was written."""
+    cleaned = row.get("caption_changes") is not None  # a clean caption of null says that nothing was left
+    caption: str | None = row["clean_caption"] if cleaned else row["caption"]
+    return caption
 
 
 def apart_of(clips: pa.Table, column: str) -> pa.Table | None:

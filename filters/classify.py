@@ -19,9 +19,9 @@ from curation.errors import UsageError, nearest
 from curation.frames import Frames
 from curation.model_files import check_safetensors, check_weights, fetch_weights, identity, located
 from curation.stage import Filter, Needs, operational
-from curation.table import CAPTIONS, CLIPS, SHARDED
+from curation.table import CAPTIONS, CLEANED, CLIPS, SHARDED, extend
 
-_RESERVED = {"frames", "video_path", "embedding", *CLIPS.names, *CAPTIONS.names, *SHARDED.names}
+_RESERVED = {*("frames", "video_path", "embedding"), *extend(CLIPS, CAPTIONS, CLEANED, SHARDED).names}
 
 
 @dataclasses.dataclass(kw_only=True)

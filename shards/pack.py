@@ -21,14 +21,18 @@ from curation.fingerprint import hash_file
 from curation.isolate import Isolated
 from curation.plan import ShardSettings
 from curation.stage import Needs
-from curation.table import SHARDED, Part
+from curation.table import SHARDED, Part, caption_of
 from shards.codecs import crf_of, preset_of
 from shards.encode import VERSION, Cut, Cutter
 
 T = TypeVar("T")
 
 STAGE = "shards"  # named in the error of a clip that could not be delivered
-_NOT_IN_JSON = frozenset({"status", "reason", "error", "frame_captions", "seekable", "video_hash", *SHARDED.names})
+# What says how a row came about, or is bulky. Without `measured`, a stage that is set otherwise and measures the same
+# changes no byte of a sample.
+_NOT_IN_JSON = frozenset(
+    {"status", "reason", "error", "measured", "frame_captions", "seekable", "video_hash", *SHARDED.names}
+)
 _DECIDES_NOTHING = frozenset({"max_samples", "stall_s"})  # about the bytes of a clip
 _MEMORY_BYTES = 6 << 30  # decoder and encoder of one clip; slow presets look far ahead
 _FACTS = ("num_frames", "fps", "width", "height", "codec", "has_audio")
@@ -87,7 +91,7 @@ class WriteShard:
                         {
                             "__key__": row["clip_id"],
                             "mp4": cut.mp4,
-                            "txt": row["caption"] or "",
+                            "txt": caption_of(row) or "",
                             "json": sample_json(row, self.settings, cut).encode(),
                         }
                     )
@@ -205,7 +209,7 @@ def encoding_key(settings: ShardSettings) -> str:
 
 
 def sample_json(row: dict[str, Any], settings: ShardSettings, cut: Cut | None = None) -> str:
-    """The clip's row without bulky columns and bytes, as it stands in the shard.
+    """The clip's row without bulky columns, bytes and what concerns only the table, as it stands in the shard.
 
     ``num_frames``, ``fps``, ``width``, ``height``, ``codec`` and ``has_audio`` are those of the MP4; ``encoding`` says
     how it was made. Without ``cut`` it is what decides the sample before anything is cut.

@@ -14,7 +14,7 @@ import av
 from av.error import FFmpegError
 
 from curation.fingerprint import hash_file
-from curation.table import NOT_DECODED, Store
+from curation.table import CLEANED, NOT_DECODED, Store, caption_of
 from shards.write import INDEX, read_index
 
 _STATUS = {"kept", "rejected", "failed"}
@@ -41,7 +41,7 @@ def _check_tables(store: Store) -> tuple[list[str], dict[str, dict[str, Any]]]:
     problems: list[str] = []
     clips: dict[str, dict[str, Any]] = {}
     per_video: collections.Counter[str] = collections.Counter()
-    columns = ["clip_id", "video_id", "status", "reason", "error", "num_frames", "caption", "shard"]
+    columns = ["clip_id", "video_id", "status", "reason", "error", "num_frames", "caption", *CLEANED.names, "shard"]
     for part_id, table in store.parts("clips", columns):
         for row in table.to_pylist():
             clip = row["clip_id"]
@@ -142,7 +142,7 @@ def _wrong_with_sample(path: Path, key: str, sample: dict[str, bytes], row: dict
         wrong.append(f"{key} is {row['status']} in the table; {_AGAIN}")
     elif row["shard"] != path.name:
         wrong.append(f"the table says that {key} lies in {row['shard']}; {_AGAIN}")
-    elif sample.get("txt", b"").decode() != (row["caption"] or ""):
+    elif sample.get("txt", b"").decode() != (caption_of(row) or ""):
         wrong.append(f"the caption of {key} is not the table's; {_AGAIN}")
     return wrong
 

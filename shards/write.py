@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from curation.fingerprint import hash_file
 from curation.plan import ShardSettings
-from curation.table import Part, Store
+from curation.table import Part, Store, caption_of
 from shards.pack import STAGE, WriteShard, sample_json
 
 __all__ = ["INDEX", "STAGE", "ShardSet", "read_index"]
@@ -76,7 +76,7 @@ class ShardSet:
         digest = hashlib.blake2b(digest_size=12)
         for part in parts:
             for row in part.clips.to_pylist():
-                digest.update(json.dumps([part.id, sample_json(row, self.settings), row["caption"]]).encode())
+                digest.update(json.dumps([part.id, sample_json(row, self.settings), caption_of(row)]).encode())
         return digest.hexdigest()
 
     def is_done(self, key: str, parts: list[Part], *, thorough: bool = False) -> bool:

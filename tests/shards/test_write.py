@@ -45,7 +45,7 @@ def test_webdataset_reads_every_accepted_clip_whole(finished: Path, kept: dict[s
         assert about["clip_id"] == key
         assert about["start_s"] == clip["start_s"]
         assert about["motion_score"] == clip["motion_score"]
-        assert not {"status", "reason", "error", "frame_captions", "shard"} & set(about)
+        assert not {"status", "reason", "error", "measured", "frame_captions", "shard"} & set(about)
         assert clip["sample_key"] == key
         assert (finished / "shards" / clip["shard"]).exists()
 
