@@ -7,15 +7,13 @@ import os
 import random
 from collections.abc import Sequence
 
-import pyarrow.compute as pc
-
 from captioning.backends import check_backend, open_backend
 from captioning.endpoint import Endpoint
 from captioning.prompts import load_prompt
 from captioning.requests import Reply, Request, Sampling
 from captioning.words import words
 from curation.errors import CutroomError, UsageError
-from curation.table import Store
+from curation.table import Store, caption_of
 
 _LONGEST = 2000  # letters of an example: one odd caption must not fill the context
 
@@ -96,9 +94,11 @@ def enhance(
 def read_captions(run: str | os.PathLike[str]) -> list[str]:
     """The captions of kept clips, each once, in the order of their clips."""
     found: dict[str, None] = {}
-    for _, clips in Store(run).parts("clips", ["status", "caption"]):
-        kept = clips.filter(pc.equal(clips["status"], "kept"))
-        found.update(dict.fromkeys(text.strip() for text in kept["caption"].to_pylist() if text and text.strip()))
+    for _, clips in Store(run).parts("clips"):
+        names = {"status", "caption", "clean_caption", "caption_changes"} & set(clips.column_names)
+        for row in clips.select(sorted(names)).to_pylist():
+            if row["status"] == "kept" and (text := (caption_of({"caption": None, **row}) or "").strip()):
+                found[text] = None
     return list(found)
 
 

@@ -19,9 +19,9 @@ from captioning.chat import IGNORED, encode, tokenizer_of
 from captioning.question import Question
 from captioning.requests import Request
 from curation.errors import UsageError
-from curation.table import Store
+from curation.table import Store, caption_of
 
-_COLUMNS = ("clip_id", "video_id", "status", "caption", "caption_version", "caption_model")
+_ABOUT = ("clip_id", "video_id", "caption_version", "caption_model")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,12 +46,11 @@ def read_examples(run: str | os.PathLike[str]) -> list[Example]:
         raise UsageError(f"{run} is not the output of a run: it holds no clips")
     examples: dict[str, Example] = {}
     for _, clips in store.parts("clips"):
-        columns = [name for name in _COLUMNS if name in clips.column_names]
-        for row in clips.select(columns).to_pylist():
-            caption = (row.pop("caption", None) or "").strip()
-            if row.pop("status") == "kept" and caption:
-                row = {"caption_version": None, "caption_model": None, **row}
-                examples[row["clip_id"]] = Example(**row, caption=caption)
+        columns = [*_ABOUT, "status", "caption", "clean_caption", "caption_changes"]
+        for row in clips.select([name for name in columns if name in clips.column_names]).to_pylist():
+            caption = (caption_of({"caption": None, **row}) or "").strip()
+            if row["status"] == "kept" and caption:
+                examples[row["clip_id"]] = Example(**{name: row.get(name) for name in _ABOUT}, caption=caption)
     if not examples:
         raise UsageError(f"{run} has no kept clip with a caption; run a pipeline with a stage that writes captions")
     return [examples[clip_id] for clip_id in sorted(examples)]

@@ -1,14 +1,17 @@
-"""``cutroom caption``: finetune a captioner on the captions of a run. Skins over ``captioning.distill``."""
+"""``cutroom caption``: distil captions into one model, and judge it. Skins over ``captioning``."""
 
 from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-app = typer.Typer(help="Distil captions into one video model.", no_args_is_help=True)
+if TYPE_CHECKING:  # the rest of the command line must not wait for what this imports
+    from captioning.evaluate import Evaluation
+
+app = typer.Typer(help="Distil captions into one video model, and judge it.", no_args_is_help=True)
 
 
 class Optimiser(str, enum.Enum):
@@ -91,3 +94,62 @@ def distill(
         print(jsonlib.dumps(dataclasses.asdict(done), indent=1))
     else:
         print(f"written to {output}; in a pipeline:  caption: {{version: v2, model: {output}}}")
+
+
+@app.command("eval")
+def evaluate(
+    run: Run,
+    model: Annotated[str, typer.Option(help="The model to judge: a folder that distill wrote, or a hub id.")],
+    limit: Annotated[int | None, typer.Option(min=1, help="Judge by so many clips [default: all held out].")] = None,
+    truth: Annotated[
+        Path | None, typer.Option(help="JSON of what is known: clip_id -> attribute -> word; adds recall.")
+    ] = None,
+    table: Annotated[Path | None, typer.Option(help="Parquet file for both captions of every clip.")] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Load the model on the GPU.")] = False,
+    json: Json = False,
+) -> None:
+    """Compare a captioner with the captions of a run, on clips that it did not learn from, and say what each costs."""
+    import dataclasses
+    import json as jsonlib
+
+    from captioning.evaluate import evaluate as evaluate_model
+    from captioning.evaluate import read_truth_file
+    from curation.errors import UsageError
+
+    if table is not None and not table.absolute().parent.is_dir():
+        raise UsageError(f"--table {table}: name a file in a folder that exists")
+    known = read_truth_file(truth) if truth else None
+    done = evaluate_model(run, model, truth=known, limit=limit, gpu=gpu, table=table)
+    if json:
+        print(jsonlib.dumps(dataclasses.asdict(done), indent=1))
+    else:
+        _say(done)
+
+
+def _say(done: Evaluation) -> None:
+    """Print both captioners side by side."""
+    import dataclasses
+
+    from rich.console import Console
+    from rich.table import Table
+
+    which = {True: "held out", False: "some of them learnt from", None: "learnt from or not"}[done.held_out]
+    table = Table(title=f"{done.num_clips} clips, {which}", title_justify="left", box=None)
+    for heading in ("", "captions of the run", "model"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for field in dataclasses.fields(done.model):
+        if field.name not in ("pairs", "attributes"):
+            table.add_row(field.name, *(_cell(getattr(side, field.name)) for side in (done.taught, done.model)))
+    for name in sorted({*done.taught.attributes, *done.model.attributes}):
+        table.add_row(f"  {name}", *(_cell(side.attributes.get(name)) for side in (done.taught, done.model)))
+    for field in dataclasses.fields(done.model_cost):
+        values = (getattr(cost, field.name, None) for cost in (done.taught_cost, done.model_cost))
+        table.add_row(f"{field.name} per clip", *map(_cell, values))
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    for clip_id, error in list(done.errors.items())[:3]:
+        console.print(f"no caption for {clip_id}: {error}", markup=False)
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:d}" if isinstance(value, int) else f"{value:.3f}"

@@ -1,0 +1,186 @@
+"""What version 2 writes against what it was taught, on the same clips, and what each costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from captioning.backends import check_backend, open_backend
+from captioning.examples import Example, Sheets, read_examples
+from captioning.metrics import AverageScores, average, compare
+from captioning.question import RECORD, Question, is_distilled, read_question
+from captioning.requests import Reply, Request
+from curation.errors import UsageError
+from curation.table import USAGE, Store
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What captions of a clip take, on the average. Tokens are None where nobody counted them."""
+
+    calls: float
+    prompt_tokens: float | None
+    completion_tokens: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A comparison of two captioners.
+
+    Attributes:
+        held_out: whether all clips are ones that the model did not learn from; None if nobody knows.
+        taught: the captions of the run by themselves; agreement is unknown.
+        model: the captions of the model, against those of the run.
+        taught_cost, model_cost: per clip; ``taught_cost`` is None for captions that were not written by models here.
+        errors: of clips that the model could not caption.
+    """
+
+    num_clips: int
+    held_out: bool | None
+    taught: AverageScores
+    model: AverageScores
+    taught_cost: Cost | None
+    model_cost: Cost
+    errors: dict[str, str]
+
+
+def evaluate(
+    run: str | os.PathLike[str],
+    model: str,
+    *,
+    question: Question | None = None,
+    truth: Mapping[str, Mapping[str, str]] | None = None,
+    limit: int | None = None,
+    gpu: bool = False,
+    table: str | os.PathLike[str] | None = None,
+) -> Evaluation:
+    """Caption clips of a run with a model and compare with the captions that the run has.
+
+    Args:
+        run: the output directory of a run with captions.
+        model: a folder that ``cutroom caption distill`` wrote, or any image-text-to-text model of transformers. Of the
+            former, only clips are taken that it did not learn from, as far as the run has any.
+        question: what to ask; a distilled model is asked what it was taught.
+        truth: clip_id -> attribute -> the word for it, where it is known.
+        limit: of clips; they are taken evenly.
+        table: Parquet file for both captions of every clip side by side, with their scores.
+
+    Raises:
+        UsageError: the request is wrong.
+    """
+    check_backend(model, endpoint=None, pictures=True)
+    question = question or (read_question(Path(model)) if is_distilled(Path(model)) else Question())
+    examples, held_out = _chosen(read_examples(run), Path(model))
+    if limit is not None and len(examples) > limit:
+        examples = [examples[int((i + 0.5) * len(examples) / limit)] for i in range(limit)]
+    with tempfile.TemporaryDirectory(prefix="cutroom-") as folder:
+        sheets = Sheets(run, [example.clip_id for example in examples], Path(folder) / "sheets")
+        try:
+            examples = [example for example in examples if example.clip_id in sheets]
+            requests = [question.of(sheets[example.clip_id]) for example in examples]
+        finally:
+            sheets.close()
+    if not examples:
+        raise UsageError(f"{run} has no contact sheets of its captioned clips; run the pipeline again")
+    replies = _ask(model, requests, gpu=gpu)
+    said = [reply.text.strip() or None if isinstance(reply, Reply) else None for reply in replies]
+    known = [dict((truth or {}).get(example.clip_id, {})) for example in examples]
+    ours = [compare(text, example.caption, facts) for text, example, facts in zip(said, examples, known, strict=True)]
+    taught = [compare(example.caption, None, facts) for example, facts in zip(examples, known, strict=True)]
+    if table is not None:
+        rows = [
+            {
+                "clip_id": example.clip_id,
+                "taught_caption": example.caption,
+                "model_caption": text,
+                "token_f1": score.token_f1,
+                "chrf": score.chrf,
+                "rouge_l": score.rouge_l,
+                "failed": score.failed,
+            }
+            for example, text, score in zip(examples, said, ours, strict=True)
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), table)
+    answered = [reply for reply in replies if isinstance(reply, Reply)]
+    return Evaluation(
+        num_clips=len(examples),
+        held_out=held_out,
+        taught=average(taught),
+        model=average(ours),
+        taught_cost=_cost_of_run(run, {example.clip_id for example in examples}),
+        model_cost=Cost(
+            calls=1.0,
+            prompt_tokens=_mean([reply.prompt_tokens for reply in answered]),
+            completion_tokens=_mean([reply.completion_tokens for reply in answered]),
+        ),
+        errors={
+            example.clip_id: str(reply)
+            for example, reply in zip(examples, replies, strict=True)
+            if isinstance(reply, Exception)
+        },
+    )
+
+
+def read_truth_file(path: str | os.PathLike[str]) -> dict[str, dict[str, str]]:
+    """A JSON object: clip_id -> attribute -> word. Values that are no words are left out.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        return {
+            str(clip_id): {name: word for name, word in facts.items() if isinstance(word, str)}
+            for clip_id, facts in content.items()
+        }
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(f"{path} is no JSON object of clip_id -> attribute -> word: {error}") from error
+
+
+def _chosen(examples: list[Example], model: Path) -> tuple[list[Example], bool | None]:
+    """The clips that the model did not learn from, if there are any and it is known."""
+    if not is_distilled(model):
+        return examples, None
+    kept_back = set(json.loads((model / RECORD).read_text(encoding="utf-8"))["held_out"])
+    held_out = [example for example in examples if example.clip_id in kept_back]
+    return (held_out, True) if held_out else (examples, None)
+
+
+def _ask(model: str, requests: Sequence[Request], *, gpu: bool) -> list[Reply | Exception]:
+    answers = dict(open_backend(model, gpu=gpu).ask(requests))
+    return [answers[i] for i in range(len(requests))]
+
+
+def _cost_of_run(run: str | os.PathLike[str], clip_ids: set[str]) -> Cost | None:
+    """What all stages together took for a clip that wrote its captions."""
+    spent: list[list[dict[str, Any]]] = []
+    for _, clips in Store(run).parts("clips"):
+        columns = [field.name for field in clips.schema if field.type == USAGE]
+        rows = (row for row in clips.select(["clip_id", *columns]).to_pylist() if row["clip_id"] in clip_ids)
+        found = ([row[name] for name in columns if row[name]] for row in rows)
+        spent.extend(usages for usages in found if usages)
+    if not spent:
+        return None
+    return Cost(
+        calls=sum(usage["calls"] for usages in spent for usage in usages) / len(spent),
+        prompt_tokens=_mean([_sum(usages, "prompt_tokens") for usages in spent]),
+        completion_tokens=_mean([_sum(usages, "completion_tokens") for usages in spent]),
+    )
+
+
+def _sum(usages: Sequence[dict[str, Any]], name: str) -> int | None:
+    counts = [usage[name] for usage in usages]
+    return None if None in counts else sum(counts)
+
+
+def _mean(counts: Sequence[int | None]) -> float | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) / len(known) if known and len(known) == len(counts) else None

@@ -1,0 +1,101 @@
+"""A captioner judged by the captions of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from captioning.evaluate import evaluate, read_truth_file
+from captioning.question import RECORD, Question
+from captioning.requests import Request
+from captioning.world import make_world, read_truth
+from curation.cli import app
+from curation.errors import UsageError
+from curation.table import USAGE, Store
+
+ECHO = "tests.captioning.test_evaluate:red_circles"
+
+
+def red_circles(request: Request) -> str:
+    return "A red circle moves left across a desert."
+
+
+def fails(request: Request) -> str:
+    raise RuntimeError("no mood")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("world") / "out", 40).root
+
+
+@pytest.fixture(scope="module")
+def truth(world: Path) -> dict[str, dict[str, str]]:
+    return {key: {"colour": scene.colour, "shape": scene.shape} for key, scene in read_truth(world).items()}
+
+
+def test_recall_is_the_share_of_true_words(world: Path, truth: dict[str, dict[str, str]]) -> None:
+    done = evaluate(world, ECHO, question=Question(prompt="?"), truth=truth)
+    assert (done.num_clips, done.held_out, done.errors) == (40, None, {})
+    assert done.taught.attributes == {"colour": 1.0, "shape": 1.0}
+    assert done.model.attributes["colour"] == sum(facts["colour"] == "red" for facts in truth.values()) / 40
+    assert done.taught.token_f1 is None
+    assert done.model.token_f1 is not None
+    assert 0.4 < done.model.token_f1 < 1
+    assert done.taught_cost is None
+    assert done.model_cost.calls == 1
+
+
+def test_what_the_run_spent_is_compared(tmp_path: Path) -> None:
+    store = make_world(tmp_path / "out", 8)
+    ((part_id, clips),) = store.parts("clips")
+    for name, calls in (("frame_captions_usage", 4), ("caption_usage", 1)):
+        usage = {"calls": calls, "prompt_tokens": 100 * calls, "completion_tokens": 10, "cut_off": False}
+        clips = clips.append_column(name, pa.array([usage] * 8, USAGE))
+    store.write("clips", part_id, clips)
+    done = evaluate(store.root, ECHO)
+    assert done.taught_cost is not None
+    assert (done.taught_cost.calls, done.taught_cost.prompt_tokens, done.taught_cost.completion_tokens) == (5, 500, 20)
+
+
+def test_a_model_that_fails_is_said_and_not_left_out(world: Path) -> None:
+    done = evaluate(world, "tests.captioning.test_evaluate:fails", limit=5)
+    assert done.model.failures == done.num_clips == len(done.errors) == 5
+    assert set(done.errors.values()) == {"no mood"}
+
+
+def test_both_captions_can_be_looked_at(world: Path, tmp_path: Path) -> None:
+    evaluate(world, ECHO, table=tmp_path / "both.parquet", limit=7)
+    rows = pq.read_table(tmp_path / "both.parquet").to_pylist()
+    captions = {row["clip_id"]: row["caption"] for row in Store(world).clips().to_pylist()}
+    assert len(rows) == 7
+    for row in rows:
+        assert row["taught_caption"] == captions[row["clip_id"]]
+        assert row["model_caption"] == "A red circle moves left across a desert."
+
+
+def test_the_command_prints_both_sides(world: Path, tmp_path: Path, truth: dict[str, dict[str, str]]) -> None:
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    arguments = ["caption", "eval", str(world), "--model", ECHO, "--truth", str(tmp_path / "truth.json")]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    for line in ("40 clips", "token_f1", "chrf", "rouge_l", "  colour", "calls per clip"):
+        assert line in done.stdout
+    done = CliRunner().invoke(app, [*arguments, "--json", "--limit", "3"])
+    assert json.loads(done.stdout)["num_clips"] == 3
+
+
+def test_mistakes_are_said(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be loaded"):
+        evaluate(world, "tests.captioning.test_evaluate:nobody")
+    (tmp_path / "truth.json").write_text("[1]")
+    with pytest.raises(UsageError, match="no JSON object"):
+        read_truth_file(tmp_path / "truth.json")
+    (tmp_path / RECORD).write_text("{}")
+    with pytest.raises(UsageError):
+        evaluate(world, str(tmp_path))
