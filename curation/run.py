@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from curation.config import load_plan
-from curation.curate import Curate, bit_rates
+from curation.curate import Curate, bit_rates, set_up
 from curation.decode import Decode
 from curation.engine import Engine, EngineName, chunk, make_engine
 from curation.fingerprint import Fingerprint
@@ -263,6 +263,7 @@ def over_the_whole_table(store: Store, plan: Plan, step: Step, parts: list[Part]
     clips = pa.concat_tables(tables).sort_by("clip_id")
     for name in ("error", "measured"):
         clips = clips.append_column(name, pa.nulls(clips.num_rows, CLIPS.field(name).type))
+    set_up([step], store)
     clips = run_stage(step.stage, clips, mark=step.mark, score_rejected=plan.score_rejected)
     clips = clips.select(["part", "clip_id", "measured", *step.stage.writes.names]).sort_by("part")
     ends = np.searchsorted(clips["part"].to_numpy(), np.arange(len(parts) + 1))

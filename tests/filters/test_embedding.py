@@ -247,6 +247,31 @@ def test_embeddings_of_a_run_that_was_killed_are_not_taken_for_those_of_another(
         assert vectors_of(output) == before, kind
 
 
+def test_vectors_of_one_encoder_never_lie_under_the_name_of_another(
+    footage: Path, config: Path, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another encoder of the same width, behind a stage before which the run is killed."""
+    output, text = tmp_path / "out", config.read_text()
+    text = text.replace("    - embedding:", "    - video_hash\n    - duplicates\n    - embedding:")
+    config.write_text(text)
+    run("looks", [str(footage)], output, config=str(config), engine="local", shards=False)
+    before = vectors_of(output)
+    assert len(before) == 4
+
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    config.write_text(text.replace(str(model), str(tiny.clip(tmp_path / "other", seed=3))))
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("curation.run.over_the_whole_table", killed)
+        run("looks", [str(footage)], output, config=str(config), engine="local", shards=False)
+    assert vectors_of(output) == {}
+    assert {row["match_score"] for row in Store(output).clips().to_pylist()} == {None}
+    config.write_text(text)
+    run("looks", [str(footage)], output, config=str(config), engine="local", shards=False)
+    assert vectors_of(output) == before
+
+
 def test_the_same_model_under_another_name_gives_its_name_to_the_files(
     footage: Path, config: Path, tmp_path: Path, model: Path
 ) -> None:
