@@ -347,6 +347,26 @@ def test_a_folder_without_weights_is_missing(tmp_path: Path, model: Path) -> Non
         clip.width(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "width", ["Infinity", "NaN", "0", "-8", "true", "8.5", '"8"', "null", "[8]", str(10**12), "[" * 200_000]
+)
+def test_a_width_that_is_none_is_refused(width: str, tmp_path: Path) -> None:
+    (tmp_path / clip.CONFIG).write_text(f'{{"model_cfg": {{"embed_dim": {width}}}}}')
+    with pytest.raises(UsageError, match="no configuration of an open_clip model"):
+        clip.width(str(tmp_path))
+
+
+def test_weights_that_give_no_number_leave_the_score_unknown(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = embedded(model, 2, 2).append_column("caption", pa.array(["a dog", "a cat"]))
+    monkeypatch.setattr(Aesthetic, "_load", lambda self: (np.full(8, np.nan), 0.0))
+    stage = Aesthetic()
+    monkeypatch.setattr("filters.aesthetic.identity", lambda *args: "head")
+    stage.setup()
+    assert run_stage(stage, clips, mark="aesthetic@1")["aesthetic_score"].to_pylist() == [None, None]
+    monkeypatch.setattr(Match, "_embed", lambda self, texts: np.full((len(texts), 8), np.nan, np.float32))
+    assert run_stage(Match(model=str(model)), clips, mark="match@1")["match_score"].to_pylist() == [None, None]
+
+
 def test_a_single_layer_is_a_head_too_and_other_files_are_none(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
