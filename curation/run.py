@@ -75,9 +75,10 @@ def run(
         store = Store(output)
         store.create()
         base = state.get("base") or os.getcwd()
-        write_run_file(store, plan, base, engine)
+        write_run_file(store, plan, base, engine, settled=len(plan.rounds) == 1)
         started = time.monotonic()
         metrics = curate(store, plan, go, base, found, retry_failed=retry_failed, progress=progress)
+        write_run_file(store, plan, base, engine, settled=True)
         if shards:
             metrics += write_shards(store, plan.shards, go, base, progress)
         return summarise(store, plan, metrics=metrics, wall_s=time.monotonic() - started, ignored=found.num_ignored)

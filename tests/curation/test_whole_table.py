@@ -13,8 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from curation.errors import StageError
+from curation.errors import StageError, UsageError
 from curation.footage import DEMO, write_film
+from curation.reshard import shard_directory
 from curation.run import run
 from curation.stage import Stage, TableStage
 from curation.summary import Summary
@@ -155,6 +156,24 @@ def test_a_run_killed_before_the_whole_table_is_looked_at_is_taken_up_again(
         assert {row["status"] for row in rows(output)["a_small.webm"]} == {"kept"}
         assert go(output, *films.values()).metrics == {}
         assert contents(output) == contents(tmp_path / "whole")
+
+
+def test_copies_that_are_kept_only_for_now_are_not_packed(
+    films: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    output, videos = tmp_path / "out", (films["a_small.webm"], films["hard_cuts.mp4"])
+    for _ in range(2):  # a new table, and one that was finished before
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr("curation.run.over_the_whole_table", killed)
+            go(output, *videos)
+        with pytest.raises(UsageError, match="kept only for now; run 'p' again to its end"):
+            shard_directory(output, engine="local")
+        assert not (output / "shards").exists()
+        summary = go(output, *videos)
+    assert shard_directory(output, engine="local").shards["samples"] == summary.clips["kept"] < 6
 
 
 def test_a_clip_that_fails_afterwards_is_still_the_one_to_keep(films: dict[str, Path], tmp_path: Path) -> None:
