@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -23,7 +24,7 @@ from curation.plan import Plan, Step
 from curation.ranges import RangeStore
 from curation.rules import judge
 from curation.sheets import take_sheets
-from curation.stage import Needs, run_stage
+from curation.stage import Needs, Stage, run_stage
 from curation.table import APART, CLIPS, VIDEOS, Part, Store, conform, extend, failed_stage, without_marks
 
 
@@ -62,19 +63,13 @@ class Curate:
         assert isinstance(settings, Decode)
         self._decoder = Decoder(self.plan.decode, self.plan.dense, self.plan.score_rejected)
         self._child: Isolated | None = None
-        try:
-            for step in self.steps:
-                step.stage.keep_in(self._store.kept)
-                step.stage.setup()
+        set_up(self.steps, self._store)
+        with _setting_up():
             if self.first and settings.isolate:
                 self._child = Isolated(self._decoder, stall_s=settings.stall_s, memory_bytes=settings.memory_mb << 20)
                 self._child.start()
             elif self.first:
                 self._decoder.setup()
-        except CutroomError:
-            raise
-        except Exception as error:
-            raise StageError(f"a stage cannot be set up: {one_line(error)}") from error
 
     def __call__(self, part: Part) -> Part:
         self._has_sheets = part.frames.num_rows > 0  # an earlier link may have read them
@@ -142,18 +137,41 @@ class Curate:
                 error = None
         later = {step.stage.name for step in self.plan.later}
         status = "failed" if error and failed_stage(error) not in later else "kept"
-        return {**clip, "video": video, "measured": measured, "error": error, "status": status, "reason": None}
+        row = {**clip, "video": video, "measured": measured, "error": error, "status": status, "reason": None}
+        for step in self.plan.later:
+            if step.mark not in measured:  # else a killed run may leave old results under the name of new settings
+                row.update(dict.fromkeys(step.stage.writes.names))
+        return row
 
     def _take_results(self, part: Part, step: Step) -> Part:
         """The part as the round before has committed it, with what the stage over the whole table says of its clips."""
         schema, results = self.plan.clip_schema, {row["clip_id"]: row for row in part.clips.to_pylist()}
-        rows = self._with_apart(part.id, self._store.read("clips", part.id)).to_pylist()
+        before = self._with_apart(part.id, self._store.read("clips", part.id))
+        rows = before.to_pylist()
         for row in rows:
             result = results[row["clip_id"]]
             row.update({name: result[name] for name in step.stage.writes.names})
             row["measured"] = without_marks(row["measured"], {step.stage.name}) + result["measured"]
-        part.clips = judge(pa.Table.from_pylist(rows, schema=schema), step.rules)
+        clips = self._drop_outdated(before, pa.Table.from_pylist(rows, schema=schema), step)
+        part.clips = judge(clips, step.rules)
         return part
+
+    def _drop_outdated(self, before: pa.Table, after: pa.Table, step: Step) -> pa.Table:
+        """Where a stage that is not cached says something new of a clip, forget what later stages made of the old."""
+        names = step.stage.writes.names
+        pairs = zip(before.select(names).to_pylist(), after.select(names).to_pylist(), strict=True)
+        changed = [{name for name in names if not _same(was[name], now[name])} for was, now in pairs]
+        outdated = [{stage.name: stage for stage in _readers(self.plan, step, columns)} for columns in changed]
+        measured = after["measured"].to_pylist()
+        if all(without_marks(marks, stages) == marks for marks, stages in zip(measured, outdated, strict=True)):
+            return after
+        rows = after.to_pylist()
+        for row, stages in zip(rows, outdated, strict=True):
+            row["measured"] = without_marks(row["measured"], stages)
+            row.update({name: None for stage in stages.values() for name in stage.writes.names})
+            if failed_stage(row["error"] or "") in stages:  # it waits for its stage
+                row["error"] = None
+        return pa.Table.from_pylist(rows, schema=after.schema)
 
     def _fail_again(self, clips: pa.Table, stage: str) -> pa.Table:
         """Bring back the failures that waited for this stage; a clip that is rejected by now would not have failed."""
@@ -254,7 +272,10 @@ class Curate:
             self._load_sheets(part)
             clips = clips.append_column("frames", attach_sheets(clips["clip_id"], part.frames))
         clips = run_stage(step.stage, clips, mark=step.mark, score_rejected=self.plan.score_rejected)
-        part.clips = judge(conform(clips, self.plan.clip_schema), step.rules)
+        clips = conform(clips, self.plan.clip_schema)
+        if not step.stage.cached:
+            clips = self._drop_outdated(part.clips, clips, step)
+        part.clips = judge(clips, step.rules)
         return part
 
     def _commit(self, part: Part) -> Part:
@@ -280,10 +301,51 @@ class Curate:
                 (self._store.kept / f"{video_id}.{name}.jsonl").unlink(missing_ok=True)
 
 
+def set_up(steps: Sequence[Step], store: Store) -> None:
+    """Prepare stages for their work.
+
+    Raises:
+        StageError: one cannot be set up, which is no clip's fault.
+    """
+    with _setting_up():
+        for step in steps:
+            step.stage.keep_in(store.kept)
+            step.stage.setup()
+
+
+@contextlib.contextmanager
+def _setting_up() -> Iterator[None]:
+    try:
+        yield
+    except CutroomError:
+        raise
+    except Exception as error:
+        raise StageError(f"a stage cannot be set up: {one_line(error)}") from error
+
+
 def _is_open(row: dict[str, Any], step: Step) -> bool:
     """Whether a stage has not come to a clip yet, or has to try again."""
     failed_here = failed_stage(row["error"] or "") == step.stage.name
     return failed_here or (row["status"] == "kept" and step.mark not in row["measured"])
+
+
+def _readers(plan: Plan, step: Step, columns: set[str]) -> list[Stage]:
+    """The stages behind ``step`` whose results rest on these columns of it, as they are or as others read them.
+
+    Those that are not cached run again anyway, and then it shows whether they say something new.
+    """
+    behind = plan.steps[[known.mark for known in plan.steps].index(step.mark) + 1 :]
+    found = []
+    for stage in (later.stage for later in behind if later.stage.cached):
+        if columns & set(stage.inputs):
+            columns = columns | set(stage.writes.names)
+            found.append(stage)
+    return found
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are equal; NaN is NaN."""
+    return bool(one == other or (one != one and other != other))
 
 
 def _of_video(clips: pa.Table, row: dict[str, Any]) -> pa.Table:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from curation.errors import UsageError, nearest
+from curation.errors import UsageError, nearest, one_line
 from curation.fingerprint import hash_file
 
 _INDEX = "model.safetensors.index.json"
@@ -35,8 +35,10 @@ def check_weights(source: str, files: Sequence[str]) -> None:
         files: names in the folder or repository, of which each must be there.
 
     Raises:
-        MissingWeightsError: it would not.
+        MissingWeightsError: it would not. UsageError: a name is none within the folder or repository.
     """
+    for name in files:
+        _check_name(source, name)
     if is_path(source):
         for name in files:
             _local(source, name)
@@ -60,8 +62,9 @@ def fetch_weights(source: str, name: str) -> Path:
     """The path of one file, downloaded first where it must be.
 
     Raises:
-        MissingWeightsError: it is not there.
+        MissingWeightsError: it is not there. UsageError: the name is none within the folder or repository.
     """
+    _check_name(source, name)
     if is_path(source):
         return _local(source, name)
     from huggingface_hub import hf_hub_download
@@ -70,6 +73,11 @@ def fetch_weights(source: str, name: str) -> Path:
         return Path(hf_hub_download(source, name))
     except Exception as error:  # as in check_weights
         raise _unreachable(source, name, error) from error
+
+
+def _check_name(source: str, name: str) -> None:
+    if Path(name).is_absolute():
+        raise UsageError(f"{name} is a path of its own; name a file within {source}, or give the path for it")
 
 
 def _local(source: str, name: str) -> Path:
@@ -92,7 +100,7 @@ def check_safetensors(source: str) -> None:
     """Make sure of the weights of a transformers model, in one file or, as an index says, in several.
 
     Raises:
-        MissingWeightsError: they are not there.
+        MissingWeightsError: they are not there. UsageError: the index does not say where they are.
     """
     try:
         check_weights(source, ["model.safetensors"])
@@ -102,10 +110,20 @@ def check_safetensors(source: str) -> None:
         except MissingWeightsError:
             pass  # the single file is what to ask for
         else:
-            index = json.loads(fetch_weights(source, _INDEX).read_text(encoding="utf-8"))
-            check_weights(source, sorted(set(index["weight_map"].values())))
+            check_weights(source, _indexed(fetch_weights(source, _INDEX)))
             return
         raise
+
+
+def _indexed(path: Path) -> list[str]:
+    """The files of weights that an index names."""
+    try:
+        names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
+        raise UsageError(f"{path} is no index of weights: {one_line(error)}") from error
+    if not names or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{path} is no index of weights: it names {names[:3] or 'none'}")
+    return names
 
 
 def located(source: str) -> str:
@@ -118,12 +136,15 @@ def identity(source: str, *patterns: str) -> str:
 
     Args:
         source: as of ``check_weights``.
-        patterns: globs of the files in the folder that decide.
+        patterns: of the files in the folder that decide: names, or globs where there is no such file.
     """
     if not is_path(source):
         return source
     root = Path(located(source))
-    files = sorted(itertools.chain.from_iterable(map(root.glob, patterns))) if root.is_dir() else [root]
+    if not root.is_dir():
+        return f"{root.name}#{content_digest([root])}"
+    found = ([root / name] if (root / name).is_file() else root.glob(name) for name in patterns)
+    files = sorted(path for path in itertools.chain.from_iterable(found) if path.is_file())
     return f"{root.name}#{content_digest(files)}"
 
 

@@ -54,13 +54,16 @@ def read_run_file(output: Path) -> dict[str, Any] | None:
     return state
 
 
-def write_run_file(store: Store, plan: Plan, base: str, engine: str) -> None:
-    """Record what decides the result: the resolved pipeline and the versions at work."""
+def write_run_file(store: Store, plan: Plan, base: str, engine: str, *, settled: bool) -> None:
+    """Record what decides the result: the resolved pipeline and the versions at work.
+
+    ``settled``: false while clips of the table are kept that a stage over the whole table may still reject.
+    """
     versions = {}
     for package in _VERSIONED:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
-    content = {**plan.resolved(), "base": base, "engine": engine, "versions": versions}
+    content = {**plan.resolved(), "base": base, "engine": engine, "settled": settled, "versions": versions}
     aside = store.root / f"{RUN_FILE}.tmp"
     aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
     os.replace(aside, store.root / RUN_FILE)

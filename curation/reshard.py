@@ -32,7 +32,7 @@ def shard_directory(
         output: for such a folder: where tables and shards go.
 
     Raises:
-        UsageError: the folder is neither.
+        UsageError: the folder is neither, or its run was killed before it was known which clips are kept.
     """
     state = read_run_file(directory) if directory.is_dir() else None
     if state is None:
@@ -42,6 +42,11 @@ def shard_directory(
     settings, store, started = ShardSettings(**state["shards"]), Store(directory), time.monotonic()
     go = make_engine(engine, address=address)
     with locked(directory), progress or Progress(quiet=True) as shown:
+        if not state.get("settled", True):
+            raise UsageError(
+                f"the run of {directory} was not finished, and clips are kept only for now; "
+                f"run {state['pipeline']!r} again to its end"
+            )
         metrics = write_shards(store, settings, go, state["base"], shown, thorough=True)
         return summarise(store, metrics=metrics, wall_s=time.monotonic() - started)
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from curation.config import load_plan
-from curation.curate import Curate, bit_rates
+from curation.curate import Curate, bit_rates, set_up
 from curation.decode import Decode
 from curation.engine import Engine, EngineName, chunk, make_engine
 from curation.fingerprint import Fingerprint
@@ -75,9 +75,10 @@ def run(
         store = Store(output)
         store.create()
         base = state.get("base") or os.getcwd()
-        write_run_file(store, plan, base, engine)
+        write_run_file(store, plan, base, engine, settled=len(plan.rounds) == 1)
         started = time.monotonic()
         metrics = curate(store, plan, go, base, found, retry_failed=retry_failed, progress=progress)
+        write_run_file(store, plan, base, engine, settled=True)
         if shards:
             metrics += write_shards(store, plan.shards, go, base, progress)
         return summarise(store, plan, metrics=metrics, wall_s=time.monotonic() - started, ignored=found.num_ignored)
@@ -263,6 +264,7 @@ def over_the_whole_table(store: Store, plan: Plan, step: Step, parts: list[Part]
     clips = pa.concat_tables(tables).sort_by("clip_id")
     for name in ("error", "measured"):
         clips = clips.append_column(name, pa.nulls(clips.num_rows, CLIPS.field(name).type))
+    set_up([step], store)
     clips = run_stage(step.stage, clips, mark=step.mark, score_rejected=plan.score_rejected)
     clips = clips.select(["part", "clip_id", "measured", *step.stage.writes.names]).sort_by("part")
     ends = np.searchsorted(clips["part"].to_numpy(), np.arange(len(parts) + 1))

@@ -146,7 +146,7 @@ class Filter(Stage):
         row = dict(result) if isinstance(result, Mapping) else {names[0]: result} if len(names) == 1 else {}
         if set(row) != set(names):
             raise StageError(f"{self.name}.score returned {result!r}, declared values for {names}")
-        return {name: None if _is_nan(value) else value for name, value in row.items()}
+        return {name: known(value) for name, value in row.items()}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -162,6 +162,11 @@ class TableStage(Stage):
     """
 
     cached: ClassVar[bool] = False  # a new clip may change the result of an old one
+
+
+def known(score: Any) -> Any:
+    """A score as the table has it: None for NaN, which is what damaged weights give."""
+    return None if isinstance(score, (float, np.floating)) and np.isnan(score) else score
 
 
 class SomeFailedError(CutroomError):
@@ -250,7 +255,3 @@ def _put(table: pa.Table, field: pa.Field, values: Any) -> pa.Table:
     if field.name in table.column_names:
         return table.set_column(table.schema.get_field_index(field.name), field, values)
     return table.append_column(field, values)
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, (float, np.floating)) and bool(np.isnan(value))

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from curation.errors import UsageError, one_line
 from curation.model_files import check_weights, fetch_weights, identity, located
-from curation.stage import Stage
+from curation.stage import Stage, known
 from filters.clip import encoder_of
 
 
@@ -65,7 +65,7 @@ class Aesthetic(Stage):
         for vector in clips["embedding"]:
             if vector.is_valid:
                 score = float(np.asarray(vector.values) @ self._weights + self._bias)
-                rows.append({"aesthetic_score": score, "aesthetic_model": f"{head} on {self._encoder}"})
+                rows.append({"aesthetic_score": known(score), "aesthetic_model": f"{head} on {self._encoder}"})
             else:
                 rows.append(dict.fromkeys(self.writes.names))
         return pa.Table.from_pylist(rows, schema=self.writes)

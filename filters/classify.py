@@ -18,10 +18,11 @@ from annotated_types import Ge, Len
 from curation.errors import UsageError, nearest
 from curation.frames import Frames
 from curation.model_files import check_safetensors, check_weights, fetch_weights, identity, located
-from curation.stage import Filter, Needs, operational
+from curation.stage import Filter, Needs, known, operational
 from curation.table import CAPTIONS, CLEANED, CLIPS, SHARDED, extend
 
-_RESERVED = {*("frames", "video_path", "embedding"), *extend(CLIPS, CAPTIONS, CLEANED, SHARDED).names}
+_RESERVED = {*("frames", "video_path", "bit_rate", "embedding"), *extend(CLIPS, CAPTIONS, CLEANED, SHARDED).names}
+_MOST_LABELS = 1_000_000
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -88,10 +89,10 @@ class Classify(Filter):
                 raise UsageError(f"column {column!r} has another meaning in the table; name it {column}_score, say")
         check_weights(self._source, ["config.json", "preprocessor_config.json"])
         check_safetensors(self._source)
-        known, _ = read_labels(self._source)
+        names, _ = read_labels(self._source)
         for label in itertools.chain.from_iterable(_listed(labels) for labels in self.columns.values()):
-            if label not in known:
-                raise UsageError(f"the model {self.model} has no label {label!r}.{nearest(label, known)}")
+            if label not in names:
+                raise UsageError(f"the model {self.model} has no label {label!r}.{nearest(label, names)}")
 
     def setup(self) -> None:
         import torch
@@ -127,7 +128,8 @@ class Classify(Filter):
                     found[row].append(values)
         over = np.mean if self.over == "mean" else np.max
         rows = [over(np.stack(values), axis=0).tolist() if values else [None] * len(self.columns) for values in found]
-        return pa.Table.from_pylist([dict(zip(self.columns, row, strict=True)) for row in rows], schema=self.writes)
+        scores = [dict(zip(self.columns, map(known, row), strict=True)) for row in rows]
+        return pa.Table.from_pylist(scores, schema=self.writes)
 
     def _pictures(self, sheets: Iterable[pa.Scalar]) -> Iterator[tuple[int, np.ndarray]]:
         """(row, picture H W 3) of all frames, clip after clip, so that only one contact sheet is unpacked at a time."""
@@ -175,11 +177,14 @@ def read_labels(source: str) -> tuple[list[str], bool]:
     path = fetch_weights(source, "config.json")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        given = config.get("id2label") or {i: f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
+        count = config.get("num_labels", 2)
+        given = config.get("id2label") or {i: f"LABEL_{i}" for i in range(min(count, _MOST_LABELS + 1))}
+        if len(given) > _MOST_LABELS:
+            raise ValueError(f"it has {count} labels")
         labels = [str(label) for _, label in sorted((int(i), label) for i, label in given.items())]
         architectures = [str(name) for name in config.get("architectures") or []]
         problem = config.get("problem_type")
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, OSError, RecursionError) as error:
         raise UsageError(f"{path} is not the config of a transformers model: {error}") from error
     if not any("ForImageClassification" in name for name in architectures) or problem == "regression":
         kind = problem if problem == "regression" else ", ".join(architectures) or "no architecture"

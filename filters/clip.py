@@ -18,6 +18,7 @@ from curation.model_files import MissingWeightsError, check_weights, fetch_weigh
 
 DEFAULT = "timm/vit_large_patch14_clip_224.openai"  # CLIP ViT-L/14 of Radford et al. 2021: what others' scores are by
 CONFIG = "open_clip_config.json"
+_WIDEST = 1 << 16  # numbers in an embedding
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
@@ -43,8 +44,11 @@ def width(model: str) -> int:
     """
     path = fetch_weights(model, CONFIG)  # a few kilobytes
     try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["model_cfg"]["embed_dim"])
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]["embed_dim"]
+        if not isinstance(found, int) or isinstance(found, bool) or not 0 < found <= _WIDEST:
+            raise ValueError(f"embed_dim is {str(found)[:40]}")
+        return found
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise UsageError(f"{path} is no configuration of an open_clip model: {one_line(error)}") from error
 
 

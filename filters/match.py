@@ -12,7 +12,7 @@ from annotated_types import Ge
 
 from curation.errors import UsageError
 from curation.model_files import located
-from curation.stage import Needs, Stage, operational
+from curation.stage import Needs, Stage, known, operational
 from filters import clip
 
 
@@ -63,11 +63,11 @@ class Match(Stage):
     def process(self, clips: pa.Table) -> pa.Table:
         scores: list[float | None] = [None] * clips.num_rows
         captions, vectors = clips["caption"].to_pylist(), clips["embedding"]
-        known = [i for i, caption in enumerate(captions) if caption and vectors[i].is_valid]
-        if known:
-            texts = self._embed([captions[i] for i in known])
-            for i, text in zip(known, texts, strict=True):
-                scores[i] = float(np.asarray(vectors[i].values) @ text)
+        with_both = [i for i, caption in enumerate(captions) if caption and vectors[i].is_valid]
+        if with_both:
+            texts = self._embed([captions[i] for i in with_both])
+            for i, text in zip(with_both, texts, strict=True):
+                scores[i] = known(float(np.asarray(vectors[i].values) @ text))
         return pa.table({"match_score": pa.array(scores, pa.float32())}, schema=self.writes)
 
     def _embed(self, captions: Sequence[str]) -> np.ndarray:

@@ -77,7 +77,7 @@ def _save(model: Any, processor: Any, folder: Path, ends: list[int], seed: int) 
     torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1 or "class_embedding" in name:  # which is drawn before the seed is set
-            torch.nn.init.normal_(parameter, std=0.5 if "embed" in name else 0.2)
+            torch.nn.init.normal_(parameter, std=0.2)
     model.generation_config.eos_token_id = ends
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -173,6 +173,17 @@ def test_a_changed_caption_file_changes_the_caption_and_encodes_nothing(folder: 
     assert contents(tmp_path / "out") == fresh(folder, tmp_path)
 
 
+def test_a_changed_caption_file_is_seen_by_what_reads_captions(folder: Path, tmp_path: Path) -> None:
+    stages = [{"decode": {"isolate": False}}, "motion", "quality", "sidecar_captions", "caption_checks"]
+    go(folder, tmp_path / "out", stages=stages, shards=False)
+    before = [row["caption_words"] for row in Store(tmp_path / "out").clips().to_pylist()]
+    (folder / "cuts_vp9.json").write_text(json.dumps({"caption": "Something else."}))
+    go(folder, tmp_path / "out", stages=stages, shards=False)
+    assert [row["caption_words"] for row in Store(tmp_path / "out").clips().to_pylist()] != before
+    go(folder, tmp_path / "fresh", stages=stages, shards=False)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
 def test_a_broken_caption_file_costs_its_clips_and_is_retried_when_mended(folder: Path, tmp_path: Path) -> None:
     (folder / "cuts_vp9.json").write_text("{")
     broken = go(folder, tmp_path / "out")

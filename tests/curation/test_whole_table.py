@@ -10,14 +10,19 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from curation.errors import StageError, UsageError
 from curation.footage import DEMO, write_film
+from curation.reshard import shard_directory
 from curation.run import run
+from curation.stage import Stage, TableStage
 from curation.summary import Summary
 from curation.table import Store
 from tests.helpers import contents
 
+HERE = "tests.curation.test_whole_table"
 DECODE = {"decode": {"isolate": False}}
 FUSSY = "tests.curation.broken_filters:Fussy"
 KEEP = {"duplicate_score": {"max": 0, "unknown": "keep"}}
@@ -25,6 +30,57 @@ KEEP = {"duplicate_score": {"max": 0, "unknown": "keep"}}
 CUTS = dataclasses.replace(next(film for film in DEMO if film.name == "hard_cuts.mp4"), width=480, height=270)
 SMALL = dataclasses.replace(CUTS, name="a_small.webm", codec="libvpx-vp9", width=240, height=136, fps=20)
 OTHER = next(film for film in DEMO if film.name == "cuts_vp9.webm")
+
+
+@dataclasses.dataclass(kw_only=True)
+class Copied(Stage):
+    """Says of a clip whether it is a copy; cannot stand copies of anything if it is ``strict``."""
+
+    name = "copied"
+    reads = ("duplicate_of",)
+    writes = pa.schema([("copied", pa.float32())])
+
+    strict: bool = False
+
+    def process(self, clips: pa.Table) -> pa.Table:
+        copied = [float(original is not None) for original in clips["duplicate_of"].to_pylist()]
+        if self.strict and any(copied):
+            raise ValueError("a copy")
+        return pa.table({"copied": pa.array(copied, pa.float32())})
+
+
+@dataclasses.dataclass(kw_only=True)
+class Twice(Stage):
+    """Reads what ``Copied`` says."""
+
+    name = "twice"
+    reads = ("copied",)
+    writes = pa.schema([("twice", pa.float32())])
+
+    def process(self, clips: pa.Table) -> pa.Table:
+        return pa.table({"twice": pa.array([2 * value for value in clips["copied"].to_pylist()], pa.float32())})
+
+
+@dataclasses.dataclass(kw_only=True)
+class Prepared(TableStage):
+    """Counts clips with what ``setup`` has given it."""
+
+    name = "prepared"
+    reads = ("duration_s",)
+    writes = pa.schema([("prepared", pa.float32())])
+
+    broken: bool = False
+
+    def keep_in(self, folder: Path) -> None:
+        self.folder = folder
+
+    def setup(self) -> None:
+        if self.broken:
+            raise RuntimeError("nothing to be had")
+        self.one = float(self.folder.name == "pending")
+
+    def process(self, clips: pa.Table) -> pa.Table:
+        return pa.table({"prepared": pa.array([self.one] * clips.num_rows, pa.float32())})
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +158,24 @@ def test_a_run_killed_before_the_whole_table_is_looked_at_is_taken_up_again(
         assert contents(output) == contents(tmp_path / "whole")
 
 
+def test_copies_that_are_kept_only_for_now_are_not_packed(
+    films: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    output, videos = tmp_path / "out", (films["a_small.webm"], films["hard_cuts.mp4"])
+    for _ in range(2):  # a new table, and one that was finished before
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr("curation.run.over_the_whole_table", killed)
+            go(output, *videos)
+        with pytest.raises(UsageError, match="kept only for now; run 'p' again to its end"):
+            shard_directory(output, engine="local")
+        assert not (output / "shards").exists()
+        summary = go(output, *videos)
+    assert shard_directory(output, engine="local").shards["samples"] == summary.clips["kept"] < 6
+
+
 def test_a_clip_that_fails_afterwards_is_still_the_one_to_keep(films: dict[str, Path], tmp_path: Path) -> None:
     stage = {FUSSY: {"shortest_s": 1.9}}
     videos = films["hard_cuts.mp4"], films["a_small.webm"]
@@ -122,6 +196,28 @@ def test_a_failure_of_a_clip_that_turns_out_to_be_a_copy_is_forgotten(films: dic
     copies = [row for row in rows(tmp_path / "out")["a_small.webm"] if row["duplicate_of"]]
     assert len(copies) >= 3
     assert {(row["status"], row["error"]) for row in copies} == {("rejected", None)}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_was_made_of_an_old_result_is_made_again(films: dict[str, Path], tmp_path: Path, strict: bool) -> None:
+    stages = [DECODE, "video_hash", "duplicates", {f"{HERE}:Copied": {"strict": strict}}, f"{HERE}:Twice"]
+    small, both = [films["a_small.webm"]], [films["a_small.webm"], films["hard_cuts.mp4"]]
+    go(tmp_path / "grown", *small, stages=stages, keep={})
+    assert {row["twice"] for row in rows(tmp_path / "grown")["a_small.webm"]} == {0}
+    for output in ("grown", "at_once"):
+        go(tmp_path / output, *both, stages=stages, keep={})
+    copies = [row for row in rows(tmp_path / "grown")["a_small.webm"] if row["duplicate_of"]]
+    assert len(copies) >= 3
+    assert {row["twice"] for row in copies} == {None if strict else 2}
+    assert contents(tmp_path / "grown") == contents(tmp_path / "at_once")
+    assert go(tmp_path / "grown", *both, stages=stages, keep={}).metrics == {}
+
+
+def test_a_stage_is_set_up_before_it_sees_the_table(films: dict[str, Path], tmp_path: Path) -> None:
+    go(tmp_path / "out", films["cuts_vp9.webm"], last=f"{HERE}:Prepared")
+    assert {row["prepared"] for row in rows(tmp_path / "out")["cuts_vp9.webm"]} == {1}
+    with pytest.raises(StageError, match="cannot be set up: RuntimeError: nothing to be had"):
+        go(tmp_path / "out", films["cuts_vp9.webm"], last={f"{HERE}:Prepared": {"broken": True}})
 
 
 def test_clips_that_were_rejected_before_are_no_candidates(films: dict[str, Path], tmp_path: Path) -> None:

@@ -186,6 +186,7 @@ def test_one_pipeline_can_have_several_models(model: Path, multi: Path, tmp_path
         ("columns: {class: watermark}", "column 'class': use letters"),
         ("columns: {caption: watermark}", "column 'caption' has another meaning in the table; name it caption_score"),
         ("columns: {frames: watermark}", "column 'frames' has another meaning"),
+        ("columns: {bit_rate: watermark}", "column 'bit_rate' has another meaning"),
         ("columns: {}", "columns: dictionary should have at least 1 item"),
         ("columns: {w: watermark}, over: median", "over: input should be 'mean' or 'max', got 'median'"),
         ("colums: {w: watermark}", "unknown key 'colums'. Did you mean 'columns'?"),
@@ -240,6 +241,7 @@ def test_weights_in_several_files_must_all_be_there(model: Path, tmp_path: Path)
         ({"problem_type": "regression"}, "no image classification model (its config.json says: regression)"),
         ({"id2label": {"x": "y"}}, "is not the config of a transformers model"),
         ({"id2label": ["x"]}, "is not the config of a transformers model"),
+        ({"id2label": None, "num_labels": 10**12}, "is not the config of a transformers model"),
     ],
 )
 def test_what_is_no_classifier_is_refused(change: dict[str, Any], says: str, model: Path, tmp_path: Path) -> None:
@@ -249,6 +251,28 @@ def test_what_is_no_classifier_is_refused(change: dict[str, Any], says: str, mod
     with pytest.raises(UsageError) as caught:
         Classify(model=str(tmp_path / "vit"), columns={"w": "watermark"}).check()
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 200_000, "[]", "{", '{"architectures": ["ForImageClassification"], "id2label": 1}']
+)
+def test_a_config_that_makes_no_sense_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UsageError, match=r"config\.json is not the config of a transformers model"):
+        read_labels(str(tmp_path))
+
+
+@pytest.mark.parametrize("over", ["mean", "max"])
+def test_weights_that_give_no_number_leave_the_score_unknown(model: Path, over: Any, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(model, tmp_path / "vit")
+    file = tmp_path / "vit" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["classifier.bias"] = np.full_like(tensors["classifier.bias"], np.nan)
+    save_file(tensors, file, metadata={"format": "pt"})
+    found = measure(Classify(model=str(tmp_path / "vit"), columns={"w": "watermark"}, over=over), sheets())
+    assert found["w"] == [None] * 4
 
 
 def test_labels_that_a_config_leaves_out_have_the_names_that_transformers_gives_them(

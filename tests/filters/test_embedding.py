@@ -247,6 +247,31 @@ def test_embeddings_of_a_run_that_was_killed_are_not_taken_for_those_of_another(
         assert vectors_of(output) == before, kind
 
 
+def test_vectors_of_one_encoder_never_lie_under_the_name_of_another(
+    footage: Path, config: Path, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another encoder of the same width, behind a stage before which the run is killed."""
+    output, text = tmp_path / "out", config.read_text()
+    text = text.replace("    - embedding:", "    - video_hash\n    - duplicates\n    - embedding:")
+    config.write_text(text)
+    run("looks", [str(footage)], output, config=str(config), engine="local", shards=False)
+    before = vectors_of(output)
+    assert len(before) == 4
+
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    config.write_text(text.replace(str(model), str(tiny.clip(tmp_path / "other", seed=3))))
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("curation.run.over_the_whole_table", killed)
+        run("looks", [str(footage)], output, config=str(config), engine="local", shards=False)
+    assert vectors_of(output) == {}
+    assert {row["match_score"] for row in Store(output).clips().to_pylist()} == {None}
+    config.write_text(text)
+    run("looks", [str(footage)], output, config=str(config), engine="local", shards=False)
+    assert vectors_of(output) == before
+
+
 def test_the_same_model_under_another_name_gives_its_name_to_the_files(
     footage: Path, config: Path, tmp_path: Path, model: Path
 ) -> None:
@@ -320,6 +345,26 @@ def test_a_folder_without_weights_is_missing(tmp_path: Path, model: Path) -> Non
     (tmp_path / clip.CONFIG).write_text("{}")
     with pytest.raises(UsageError, match="no configuration of an open_clip model"):
         clip.width(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "width", ["Infinity", "NaN", "0", "-8", "true", "8.5", '"8"', "null", "[8]", str(10**12), "[" * 200_000]
+)
+def test_a_width_that_is_none_is_refused(width: str, tmp_path: Path) -> None:
+    (tmp_path / clip.CONFIG).write_text(f'{{"model_cfg": {{"embed_dim": {width}}}}}')
+    with pytest.raises(UsageError, match="no configuration of an open_clip model"):
+        clip.width(str(tmp_path))
+
+
+def test_weights_that_give_no_number_leave_the_score_unknown(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = embedded(model, 2, 2).append_column("caption", pa.array(["a dog", "a cat"]))
+    monkeypatch.setattr(Aesthetic, "_load", lambda self: (np.full(8, np.nan), 0.0))
+    stage = Aesthetic()
+    monkeypatch.setattr("filters.aesthetic.identity", lambda *args: "head")
+    stage.setup()
+    assert run_stage(stage, clips, mark="aesthetic@1")["aesthetic_score"].to_pylist() == [None, None]
+    monkeypatch.setattr(Match, "_embed", lambda self, texts: np.full((len(texts), 8), np.nan, np.float32))
+    assert run_stage(Match(model=str(model)), clips, mark="match@1")["match_score"].to_pylist() == [None, None]
 
 
 def test_a_single_layer_is_a_head_too_and_other_files_are_none(tmp_path: Path) -> None:
