@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -44,7 +45,7 @@ class _Seen:
 
 def frame(request: Request) -> str:
     """A caption of one picture: "A red circle before a desert. There is text."."""
-    seen = _look(_picture(request.images[0]))
+    seen = _look(request.images[0])
     what = f"A {seen.colour} {seen.shape} before a {seen.background}." if seen.shape else f"A {seen.background}."
     return f"{what} There is text." if seen.letters else what
 
@@ -52,7 +53,7 @@ def frame(request: Request) -> str:
 def motion(request: Request) -> str:
     """Where the shape of a clip goes, and the camera: "It moves left. The camera pans right."."""
     pictures = [_picture(jpeg) for jpeg in request.images]
-    seen = [_look(picture) for picture in pictures]
+    seen = [_look(jpeg) for jpeg in request.images]
     said = [f"It moves {_direction(seen, pictures[0].shape[0])}."]
     camera = _camera(pictures, seen)
     return " ".join(said if camera == "static" else [*said, f"The camera {camera}."])
@@ -83,32 +84,26 @@ def _picture(jpeg: bytes) -> np.ndarray:
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
-@functools.lru_cache(maxsize=64)  # the frames that are described are those whose motion is, too
-def _look_at(pixels: bytes, shape: tuple[int, int, int]) -> _Seen:
-    picture = np.frombuffer(pixels, np.uint8).reshape(shape)
-    foot = round(_FOOT * shape[0])
+@functools.lru_cache(maxsize=64)  # frames that are described are asked about again, for the motion
+def _look(jpeg: bytes) -> _Seen:
+    picture = _picture(jpeg)
+    foot = round(_FOOT * picture.shape[0])
     letters = bool(np.median(picture[foot:]) < _DARK)
-    free = np.ones(shape[:2], bool)
+    free = np.ones(picture.shape[:2], bool)
     if letters:
         free[foot - 1 :] = False
     grounds = {name: _distance(picture, *tones) for name, tones in BACKGROUNDS.items()}
-    colours = {name: _distance(picture, *(np.outer(_LIGHT, tone))) for name, tone in COLOURS.items()}
+    colours = {name: _distance(picture, *np.outer(_LIGHT, tone)) for name, tone in COLOURS.items()}
+    names = [*grounds, *colours]
     nearest = np.argmin([*grounds.values(), *colours.values()], axis=0)
-    counts = np.bincount(nearest[free], minlength=len(grounds) + len(colours))
-    background = list(grounds)[counts[: len(grounds)].argmax()]
-    # Once the background is known, tones of other backgrounds are only edges.
-    covered = {name: free & (far < grounds[background]) & (far < 40) for name, far in colours.items()}
-    colour = max(covered, key=lambda name: int((covered[name] & (nearest == len(grounds) + list(colours).index(name))).sum()))
-    if covered[colour].mean() < _LEAST:
+    counts = dict(zip(names, np.bincount(nearest[free], minlength=len(names)), strict=True))
+    background, colour = max(grounds, key=lambda name: counts[name]), max(colours, key=lambda name: counts[name])
+    if counts[colour] < _LEAST * free.size:
         return _Seen(background, None, None, (0, 0), letters, free)
     mask = free & (colours[colour] < grounds[background])
-    name, at = _fit(mask, free)
+    shape, at = _fit(mask, free)
     around = cv2.dilate(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
-    return _Seen(background, colour, name, at, letters, free & ~around)
-
-
-def _look(picture: np.ndarray) -> _Seen:
-    return _look_at(picture.tobytes(), picture.shape)
+    return _Seen(background, colour, shape, at, letters, free & ~around)
 
 
 def _distance(picture: np.ndarray, low: Sequence[float], high: Sequence[float]) -> np.ndarray:
@@ -120,8 +115,7 @@ def _distance(picture: np.ndarray, low: Sequence[float], high: Sequence[float]) 
 
 def _fit(mask: np.ndarray, free: np.ndarray) -> tuple[str, tuple[int, int]]:
     """The shape, and its place on the torus, that differs from a mask in the fewest pixels that can be seen."""
-    side = mask.shape[0]
-    names, patterns = _patterns(side)
+    names, patterns = _patterns(mask.shape[0])
     gain = np.where(free, 1.0 - 2.0 * mask, 0.0)  # a pixel that the shape covers costs 1, or saves 1 where it is due
     costs = np.fft.irfft2(np.fft.rfft2(gain) * patterns, s=mask.shape)  # N H W
     best, y, x = (int(i) for i in np.unravel_index(costs.argmin(), costs.shape))
@@ -151,7 +145,7 @@ def _camera(pictures: Sequence[np.ndarray], seen: Sequence[_Seen]) -> str:
     costs = {}
     for shift in range(-most, most + 1):
         moved = [np.roll(picture, shift, 1).astype(np.float32) for picture in pictures[:-1]]
-        bare = [np.roll(look.bare, shift, 1) & after.bare for look, after in zip(seen[:-1], seen[1:], strict=True)]
+        bare = [np.roll(look.bare, shift, 1) & after.bare for look, after in itertools.pairwise(seen)]
         gaps = [np.abs(a - b)[m] for a, b, m in zip(moved, pictures[1:], bare, strict=True)]
         costs[shift] = float(np.concatenate(gaps).mean())
     shift = min(costs, key=lambda shift: costs[shift])
