@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from captioning.distill import Distilled, distill
 from captioning.examples import Question
@@ -94,6 +95,9 @@ class School:
     def distil(self, say: Callable[[str], None]) -> Distilled:
         """Train a tiny model from random weights on what version 1 said of the lessons, on the CPU."""
         import torch
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # of files that are written in a moment
 
         base = self.folder / "base"
         if not base.exists():
@@ -107,6 +111,7 @@ class School:
             batch=24,
             accumulate=1,
             minutes=self.minutes,
+            held_out=0.05,
             judged=96,
             samples=1,
             evaluate_every=200,
@@ -159,7 +164,7 @@ def agreement(pairs: Sequence[Pair]) -> dict[str, float]:
     return {**shares, "every word": sum(pair.first == pair.second for pair in pairs) / max(1, len(pairs))}
 
 
-def _kept(output: Path) -> list[tuple[str, dict[str, object]]]:
+def _kept(output: Path) -> list[tuple[str, dict[str, Any]]]:
     """The captioned clips of a run, each with the name of its part."""
     columns = ["clip_id", "video", "start_s", "end_s", "status", "caption"]
     rows = ((part, row) for part, clips in Store(output).parts("clips", columns) for row in clips.to_pylist())

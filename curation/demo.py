@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import textwrap
 from pathlib import Path
 
 from rich.console import Console
@@ -66,13 +67,14 @@ def _captions(console: Console, folder: Path, engine: EngineName) -> None:
         school.film()
     for films in ("lessons", "exam"):
         done = school.caption("v1", films, progress=Progress(console=console))
-        console.print(f"   {films}: {done.num_captioned} clips captioned, {done.clips['failed']} failed")
+        failed = f", {done.clips['failed']} failed, because letters hide their shape" if done.clips["failed"] else ""
+        console.print(f"   {films}: {done.num_captioned} clips captioned{failed}")
     console.print(
         f"[bold]4. Distillation[/] a tiny video model learns from random weights what version 1 says, for "
         f"{60 * school.minutes:.0f} s.\n   That is short: it shows the way, and gets colours and backgrounds before "
         "shapes. A real one takes hours on a GPU."
     )
-    school.distil(lambda line: console.print(f"   {escape(line)}"))
+    school.distil(lambda text: console.print(escape(textwrap.indent(text, "   "))))
     school.caption("v2", "exam", progress=Progress(console=console))
     pairs = school.compare()
     console.print(f"\nThree of {len(pairs)} clips of films that were not learnt from:")
