@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from captioning.distill import Distilled, distill
-from captioning.examples import Question
+from captioning.examples import Question, read_examples
 from captioning.small import make_small
 from captioning.tuning import Settings
 from captioning.world import ATTRIBUTES, PROMPT, attributes_of, write_films
@@ -27,7 +27,6 @@ from curation.table import Store
 MINUTES = 1.5
 QUESTION = Question(prompt=PROMPT, frames=8, max_tokens=24)
 _FILMS, _EXAMS = 30, 2
-_PHRASES = "moves across a. The camera. There is text."
 _PIPELINES = """\
 v1:
   about: Frames, motion, and a summary of both, each by a function of the teacher for the generated world.
@@ -99,11 +98,11 @@ class School:
 
         logging.disable_progress_bar()  # of files that are written in a moment
 
-        base = self.folder / "base"
+        learnt_from, base = self.folder / "lessons-v1", self.folder / "base"
         if not base.exists():
             aside = self.folder / ".base"
-            words = [f"A {' '.join(values)}" for values in ATTRIBUTES.values()]
-            os.replace(make_small(aside, [*words, _PHRASES], prompt=PROMPT), base)
+            captions = [example.caption for example in read_examples(learnt_from)]
+            os.replace(make_small(aside, captions, prompt=PROMPT), base)
         settings = Settings(
             method="full",
             learning_rate=1e-3,
@@ -121,7 +120,7 @@ class School:
         torch.set_num_threads(1)  # more gain nothing on so small a model
         try:
             return distill(
-                self.folder / "lessons-v1",
+                learnt_from,
                 str(base),
                 self.model,
                 question=QUESTION,
