@@ -1,6 +1,7 @@
 """A generated world to learn captions in: clips of one moving shape, with contact sheets and true captions.
 
-No video is encoded: the tables of a run are written directly. The same seed gives the same clips.
+The same seed gives the same clips. ``make_world`` writes the tables of a run directly, with true captions;
+``write_films`` encodes video files, for what is to go through a run.
 
 Every clip has a shape, a colour, a direction, a background, a camera and perhaps letters, each drawn by itself. The
 picture is a torus: what leaves at one side comes in at the other. So wherever the shape is in a frame, it is there
@@ -19,9 +20,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pyarrow as pa
+from av.video.frame import VideoFrame
 
 from curation.painting import BACKGROUNDS, COLOURS, paint
 from curation.table import CAPTIONS, CLIPS, FRAMES, VIDEOS, Part, Store, conform, extend
@@ -38,6 +41,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 }
 PROMPT = "Describe the video."
 _FRAMES, _FPS, _SECONDS = 8, 24, 2.0
+FILM_FPS = round(_FRAMES / _SECONDS)  # a film has just the frames of the contact sheets
 _FINER = 4  # shapes are drawn this much larger and scaled down
 _PAINTED = 8  # pictures of each background
 _CLIPS_PER_VIDEO, _CLIPS_PER_PART = 4, 512
@@ -101,7 +105,7 @@ def draw(scene: Scene, *, seed: int, side: int = 48) -> np.ndarray:
     size = random.uniform(0.36, 0.44)  # of the frame's side, from the middle to the outline
     start, travel = random.uniform(0, side, 2), random.uniform(0.055, 0.075) * side
     pan = random.uniform(0.04, 0.06) * side * CAMERAS[scene.camera]
-    mask = _mask(scene.shape, round(size * side), side)
+    mask = silhouette(scene.shape, round(size * side), side)
     step = np.array(DIRECTIONS[scene.direction], np.float64)
     colour = np.array(COLOURS[scene.colour], np.float32) * random.uniform(0.9, 1.05)
     frames = np.empty((_FRAMES, side, side, 3), np.uint8)
@@ -124,7 +128,7 @@ def _painted(background: str, number: int, side: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=512)
-def _mask(shape: str, size: int, side: int) -> np.ndarray:
+def silhouette(shape: str, size: int, side: int) -> np.ndarray:
     """The opacity of a shape around the corner (0, 0) of a torus, S S float32; ``size`` px from middle to outline."""
     fine = np.zeros((side * _FINER, side * _FINER), np.uint8)
     middle, reach = side * _FINER // 2, size * _FINER
@@ -189,6 +193,50 @@ def read_truth(folder: str | os.PathLike[str]) -> dict[str, Scene]:
     """What is true of each clip that ``make_world`` wrote."""
     truth = json.loads((Path(folder) / "truth.json").read_text())
     return {key: Scene(**scene) for key, scene in truth.items()}
+
+
+def write_films(
+    folder: str | os.PathLike[str],
+    count: int,
+    *,
+    clips: int = 50,
+    seed: int = 0,
+    side: int = 48,
+    new: bool | None = False,
+) -> dict[str, list[Scene]]:
+    """Encode films of clips of 2 s without transitions, nearly without loss; files that are there already stay.
+
+    Args:
+        folder: made if it does not exist.
+        count: of films.
+        clips: of each.
+        side: of the picture, px.
+        new: see ``scenes``.
+
+    Returns:
+        The truth: file name -> its scenes in order.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn, films = scenes(count * clips, seed=seed, new=new), {}
+    for number in range(count):
+        name = f"film_{number:03d}.mp4"
+        films[name] = list(itertools.islice(drawn, clips))
+        if not (folder / name).exists():
+            first = seed * 1_000_003 + number * clips
+            _write_film(folder / name, [draw(scene, seed=first + i, side=side) for i, scene in enumerate(films[name])])
+    return films
+
+
+def _write_film(path: Path, clips: list[np.ndarray]) -> None:
+    aside = path.with_name(f".{path.name}")
+    with av.open(str(aside), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=FILM_FPS, options={"preset": "veryfast", "crf": "6"})
+        stream.height, stream.width, stream.pix_fmt = *clips[0].shape[1:3], "yuv420p"
+        for picture in itertools.chain.from_iterable(clips):
+            container.mux(stream.encode(VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    os.replace(aside, path)
 
 
 def clip_id(seed: int, number: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import textwrap
 from pathlib import Path
 
 from rich.console import Console
@@ -16,14 +18,18 @@ from curation.run import run
 from curation.summary import Summary
 
 PIPELINE = "weight_free"
+_SHOWN = 3
 
 
 def demo(output: Path, *, engine: EngineName = "ray") -> Summary:
-    """Make footage, curate it, write shards and say what happened.
+    """Make footage, curate it, write shards and say what happened; then caption a generated world in both versions.
 
     Args:
-        output: a folder that receives ``footage/`` and ``out/``; running again continues there.
+        output: a folder that receives ``footage/``, ``out/`` and ``captions/``; running again continues there.
         engine: where to run.
+
+    Returns:
+        What became of the footage.
     """
     console = Console(highlight=False, soft_wrap=True)
     footage, out = output / "footage", output / "out"
@@ -40,4 +46,43 @@ def demo(output: Path, *, engine: EngineName = "ray") -> Summary:
     )
     summary = run(PIPELINE, [str(footage)], out, engine=engine, progress=Progress(console=console))
     report.say(summary)
+    if importlib.util.find_spec("transformers") is None:
+        console.print("\nThe demo goes on with captions where there is transformers: pip install 'cutroom[caption]'")
+    else:
+        _captions(console, output / "captions", engine)
     return summary
+
+
+def _captions(console: Console, folder: Path, engine: EngineName) -> None:
+    """Version 1 by a teacher, a distillation, version 2, and both side by side."""
+    from captioning.lessons import School, agreement
+
+    school, shown = School(folder, engine), escape(str(folder))
+    console.print(
+        f"\n[bold]3. Captions[/] {school.films} films of a generated world -> {shown}/lessons; version 1 by a small "
+        "teacher\n   that sees nothing but pixels: single frames, the motion, and a summary of both. Pipelines: "
+        f"{shown}/pipelines.yaml"
+    )
+    with console.status("drawing and encoding"):
+        school.film()
+    for films in ("lessons", "exam"):
+        done = school.caption("v1", films, progress=Progress(console=console))
+        failed = f", {done.clips['failed']} failed, because letters hide their shape" if done.clips["failed"] else ""
+        console.print(f"   {films}: {done.num_captioned} clips captioned{failed}")
+    console.print(
+        f"[bold]4. Distillation[/] a tiny video model learns from random weights what version 1 says, for "
+        f"{60 * school.minutes:.0f} s.\n   That is short: it shows the way, and gets colours and backgrounds before "
+        "shapes. A real one takes hours on a GPU."
+    )
+    school.distil(lambda text: console.print(escape(textwrap.indent(text, "   "))))
+    school.caption("v2", "exam", progress=Progress(console=console))
+    pairs = school.compare()
+    console.print(f"\nThree of {len(pairs)} clips of films that were not learnt from:")
+    for pair in pairs[:: max(1, len(pairs) // _SHOWN)][:_SHOWN]:
+        console.print(
+            f"  {escape(pair.video)} {pair.start_s:.0f}-{pair.end_s:.0f} s; contact sheet: {escape(str(pair.sheet))}, "
+            f"{pair.clip_id}\n    v1 (4 + 1 + 1 calls): {escape(pair.first)}\n    v2 (1 call):          "
+            f"{escape(pair.second)}"
+        )
+    shares = (f"{name} {share:.0%}" for name, share in agreement(pairs).items())
+    console.print(f"Both say the same: {', '.join(shares)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -11,9 +12,9 @@ from pathlib import Path
 import pytest
 
 
-def cutroom(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def cutroom(*words: object, cwd: Path | None = None, timeout_s: float = 200) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "curation.cli", *map(str, words)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout_s)
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -173,8 +174,24 @@ def test_no_shards_stops_at_the_table_and_limit_takes_the_first(place: Path) -> 
 
 
 @pytest.mark.slow
-def test_the_demo_runs_from_footage_to_verified_shards(tmp_path: Path) -> None:
-    done = cutroom("demo", "--output", tmp_path / "demo")
+@pytest.mark.timeout(1300)
+def test_the_demo_runs_from_footage_to_verified_shards_and_both_captions(tmp_path: Path) -> None:
+    done = cutroom("demo", "--output", tmp_path / "demo", timeout_s=600)
     assert done.returncode == 0, done.stderr
     assert "17 samples" in done.stdout
     assert cutroom("verify", tmp_path / "demo" / "out").returncode == 0
+    agreement = said_of_captions(done.stdout)
+    assert min(agreement["colour"], agreement["background"]) >= 60, agreement
+    again = cutroom("demo", "--output", tmp_path / "demo", "--engine", "local", timeout_s=300)
+    assert again.returncode == 0, again.stderr
+    assert "is finished already" in again.stdout
+    assert said_of_captions(again.stdout) == agreement
+
+
+def said_of_captions(stdout: str) -> dict[str, int]:
+    """Percent of clips on which both versions agree, by attribute; and three clips are shown with both captions."""
+    assert len(re.findall(r"film_\d+\.mp4 \d+-\d+ s; contact sheet: \S+\.parquet", stdout)) == 3
+    for version in ("v1", "v2"):
+        assert len(re.findall(rf"^    {version} .*A \w+ \w+ moves \w+ across a ", stdout, re.MULTILINE)) == 3
+    line = next(line for line in stdout.splitlines() if line.startswith("Both say the same: "))
+    return {name: int(share) for name, share in re.findall(r"(\w+) (\d+)%", line)}
