@@ -55,7 +55,7 @@ def demo(output: Path, *, engine: EngineName = "ray") -> Summary:
 
 def _captions(console: Console, folder: Path, engine: EngineName) -> None:
     """Version 1 by a teacher, a distillation, version 2, and both side by side."""
-    from captioning.lessons import School, agreement
+    from curation.lessons import School, agreement
 
     school, shown = School(folder, engine), escape(str(folder))
     console.print(

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from captioning import teacher
-from captioning.lessons import Pair, School, agreement
 from captioning.prompts import load_prompt
 from captioning.requests import Request
 from captioning.world import DIRECTIONS, Scene, attributes_of, draw, to_jpeg, write_films
+from curation.lessons import Pair, School, agreement
 from curation.progress import Progress
 from curation.table import Store
 

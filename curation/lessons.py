@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from captioning.distill import Distilled, distill
-from captioning.examples import Question, read_examples
+from captioning.examples import read_examples
+from captioning.question import Question
 from captioning.small import make_small
 from captioning.tuning import Settings
 from captioning.world import ATTRIBUTES, PROMPT, attributes_of, write_films
@@ -42,7 +43,7 @@ v2:
   about: The same clips by one model, distilled from the captions of v1.
   stages:
     - decode: {detector: none, max_clip_s: 2, sheet_fps: 4, sheet_long_side_px: 48}
-    - caption: {version: v2, model: MODEL, prompt: PROMPT, max_frames: 8, max_tokens: 24, batch_size: 32}
+    - caption: {version: v2, model: MODEL, batch_size: 32}
 """
 
 
@@ -80,10 +81,8 @@ class School:
         """Encode the films to learn from and those for the exam, and write the pipelines."""
         write_films(self.folder / "lessons", self.films, seed=1)
         write_films(self.folder / "exam", _EXAMS, seed=2)
-        question = self.folder / "question.txt"
-        question.write_text(PROMPT)
-        second = _SECOND.replace("MODEL", _quoted(self.model)).replace("PROMPT", _quoted(question))
-        self.pipelines.write_text(_PIPELINES + second)
+        model = json.dumps(str(self.model.absolute()))  # as YAML, wherever the pipelines are read from
+        self.pipelines.write_text(_PIPELINES + _SECOND.replace("MODEL", model))
 
     def caption(self, version: str, films: str, *, progress: Progress) -> Summary:
         """Run a version over a folder of films, up to the table."""
@@ -168,8 +167,3 @@ def _kept(output: Path) -> list[tuple[str, dict[str, Any]]]:
     columns = ["clip_id", "video", "start_s", "end_s", "status", "caption"]
     rows = ((part, row) for part, clips in Store(output).parts("clips", columns) for row in clips.to_pylist())
     return [(part, row) for part, row in rows if row["status"] == "kept" and row["caption"]]
-
-
-def _quoted(path: Path) -> str:
-    """A path as YAML, wherever the pipelines are read from."""
-    return json.dumps(str(path.absolute()))
