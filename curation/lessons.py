@@ -112,7 +112,7 @@ class School:
             held_out=0.05,
             judged=96,
             samples=1,
-            evaluate_every=200,
+            evaluate_every=100,
             patience=None,
         )
         before = torch.get_num_threads()
