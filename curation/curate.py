@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from curation.clips import Range
 from curation.decode import Decode, Decoded, Decoder, failed, join
-from curation.errors import CutroomError, StageError, VideoError, one_line
+from curation.errors import CutroomError, StageError, TableError, VideoError, one_line
 from curation.frames import SHEET
 from curation.isolate import Isolated
 from curation.plan import Plan, Step
@@ -255,7 +255,11 @@ class Curate:
             with contextlib.suppress(OSError):
                 os.unlink(sheets)
             raise
-        return join(row, self.plan.decode.mark, [piece], [take_sheets(sheets)])
+        try:
+            frames = take_sheets(sheets)
+        except FileNotFoundError as error:  # a run removes what killed ones left; this worker is of one of those
+            raise TableError(f"{sheets} is gone: another run has begun in this folder") from error
+        return join(row, self.plan.decode.mark, [piece], [frames])
 
     def _measure(self, part: Part, step: Step) -> Part:
         """Run one stage, giving it the derived columns that it reads."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 import pytest
 
 from curation.errors import TableError, UsageError
@@ -410,3 +411,17 @@ def test_kill_9_half_way_and_again_gives_the_undisturbed_result(
 
 def count(output: Path, folder: str) -> int:
     return len(os.listdir(output / folder)) if (output / folder).is_dir() else 0
+
+
+def test_a_worker_whose_run_was_killed_fails_no_video_of_the_next(
+    footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It outlives its driver for a while, and the next run takes its scratch files away."""
+
+    def gone(path: str) -> pa.Table:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr("curation.curate.take_sheets", gone)
+    with pytest.raises(TableError, match="another run has begun"):
+        run("weight_free", [str(footage / "pan.mp4")], tmp_path / "out", engine="local")
+    assert not list((tmp_path / "out" / "videos").glob("*.parquet"))
