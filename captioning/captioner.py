@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -155,11 +155,13 @@ class Captioner(Stage):
                 else:
                     open_.append((c, q, key))
                     todo.append(request)
-        for place, reply_or_error in self._backend.ask(todo) if todo else ():
+        for place, answer in self._backend.ask(todo) if todo else ():
             c, q, key = open_[place]
-            answers[c][q] = reply_or_error
-            if isinstance(reply_or_error, Reply):
-                self._journal.add(clips[c]["video_id"], key, reply_or_error)
+            if isinstance(answer, Reply):
+                # Half a surrogate pair is text in JSON and in Python, and in no table.
+                answer = dataclasses.replace(answer, text=answer.text.encode(errors="replace").decode())
+                self._journal.add(clips[c]["video_id"], key, answer)
+            answers[c][q] = answer
         return answers
 
     def _key(self, clip_id: str, question: int, request: Request) -> str:
@@ -174,18 +176,21 @@ class Captioner(Stage):
 
     def usage(self, replies: Sequence[Reply]) -> dict[str, Any]:
         """The value of a column of the type ``USAGE``."""
-        prompt_tokens = [reply.prompt_tokens for reply in replies]
-        completion_tokens = [reply.completion_tokens for reply in replies]
         return {
             "model": self.settings_once["model"],
             "prompt": self.filled.mark,
             "calls": len(replies),
-            "prompt_tokens": _total(prompt_tokens),
-            "completion_tokens": _total(completion_tokens),
+            "prompt_tokens": total(reply.prompt_tokens for reply in replies),
+            "completion_tokens": total(reply.completion_tokens for reply in replies),
             "cut_off": any(reply.cut_off for reply in replies),
         }
 
 
-def _total(counts: Sequence[int | None]) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if len(known) == len(counts) else None
+def total(counts: Iterable[int | None]) -> int | None:
+    """The sum of counts; unknown if one of them is."""
+    whole = 0
+    for count in counts:
+        if count is None:
+            return None
+        whole += count
+    return whole

@@ -32,7 +32,8 @@ class Endpoint:
         timeout_s: for one answer.
         retries: of one request, after time-outs, lost connections, 429 and 5xx, with growing pauses.
         requests_per_minute: at most; null is no limit.
-        max_usd: a run stops asking once its answers have cost so much. What is on its way then still comes in. Needs
+        max_usd: a run stops asking once its answers have cost so much, by ``usd_per_million``. What is on its way then
+            still comes in.
         usd_per_million: price of a million tokens of prompt, and of answer.
         body: more fields of the request body, as the server wants them.
     """

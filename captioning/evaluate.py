@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from captioning.backends import check_backend, open_backend
+from captioning.captioner import total
 from captioning.examples import Example, Sheets, read_examples
-from captioning.metrics import AverageScores, average, compare
+from captioning.metrics import AverageScores, PairScores, average, compare
 from captioning.question import RECORD, Question, is_distilled, read_question
 from captioning.requests import Reply, Request
 from curation.errors import UsageError
@@ -92,40 +93,41 @@ def evaluate(
         raise UsageError(f"{run} has no contact sheets of its captioned clips; run the pipeline again")
     replies = _ask(model, requests, gpu=gpu)
     said = [reply.text.strip() or None if isinstance(reply, Reply) else None for reply in replies]
-    known = [dict((truth or {}).get(example.clip_id, {})) for example in examples]
-    ours = [compare(text, example.caption, facts) for text, example, facts in zip(said, examples, known, strict=True)]
+    known = [(truth or {}).get(example.clip_id, {}) for example in examples]
+    scores = [compare(text, example.caption, facts) for text, example, facts in zip(said, examples, known, strict=True)]
     taught = [compare(example.caption, None, facts) for example, facts in zip(examples, known, strict=True)]
     if table is not None:
-        rows = [
-            {
-                "clip_id": example.clip_id,
-                "taught_caption": example.caption,
-                "model_caption": text,
-                "token_f1": score.token_f1,
-                "chrf": score.chrf,
-                "rouge_l": score.rouge_l,
-                "failed": score.failed,
-            }
-            for example, text, score in zip(examples, said, ours, strict=True)
-        ]
-        pq.write_table(pa.Table.from_pylist(rows), table)
+        pq.write_table(_side_by_side(examples, scores), table)
     answered = [reply for reply in replies if isinstance(reply, Reply)]
+    answers = zip(examples, replies, strict=True)
     return Evaluation(
         num_clips=len(examples),
         held_out=held_out,
         taught=average(taught),
-        model=average(ours),
+        model=average(scores),
         taught_cost=_cost_of_run(run, {example.clip_id for example in examples}),
         model_cost=Cost(
             calls=1.0,
             prompt_tokens=_mean([reply.prompt_tokens for reply in answered]),
             completion_tokens=_mean([reply.completion_tokens for reply in answered]),
         ),
-        errors={
-            example.clip_id: str(reply)
-            for example, reply in zip(examples, replies, strict=True)
-            if isinstance(reply, Exception)
-        },
+        errors={example.clip_id: str(reply) for example, reply in answers if isinstance(reply, Exception)},
+    )
+
+
+def _side_by_side(examples: Sequence[Example], scores: Sequence[PairScores]) -> pa.Table:
+    """Both captions of every clip, and how they agree."""
+    names = ("token_f1", "chrf", "rouge_l", "failed")
+    return pa.Table.from_pylist(
+        [
+            {
+                "clip_id": example.clip_id,
+                "taught_caption": example.caption,
+                "model_caption": score.caption,
+                **{name: getattr(score, name) for name in names},
+            }
+            for example, score in zip(examples, scores, strict=True)
+        ]
     )
 
 
@@ -171,16 +173,11 @@ def _cost_of_run(run: str | os.PathLike[str], clip_ids: set[str]) -> Cost | None
         return None
     return Cost(
         calls=sum(usage["calls"] for usages in spent for usage in usages) / len(spent),
-        prompt_tokens=_mean([_sum(usages, "prompt_tokens") for usages in spent]),
-        completion_tokens=_mean([_sum(usages, "completion_tokens") for usages in spent]),
+        prompt_tokens=_mean([total(usage["prompt_tokens"] for usage in usages) for usages in spent]),
+        completion_tokens=_mean([total(usage["completion_tokens"] for usage in usages) for usages in spent]),
     )
 
 
-def _sum(usages: Sequence[dict[str, Any]], name: str) -> int | None:
-    counts = [usage[name] for usage in usages]
-    return None if None in counts else sum(counts)
-
-
 def _mean(counts: Sequence[int | None]) -> float | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) / len(known) if known and len(known) == len(counts) else None
+    whole = total(counts)
+    return whole / len(counts) if counts and whole is not None else None

@@ -207,7 +207,10 @@ def about_all(question: Question, frames: Sequence[dict[str, Any]], *, video: bo
 
 
 def spread(frames: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """At most ``count`` of the frames, evenly spread, each standing in the middle of its share of the time."""
+    """At most ``count`` of the frames, evenly spread, each standing in the middle of its share of the time.
+
+    Unlike ``Question.of``, which takes the first and the last frame, because motion is seen between them.
+    """
     if len(frames) <= count:
         return list(frames)
     return [frames[int((i + 0.5) * len(frames) / count)] for i in range(count)]

@@ -117,7 +117,6 @@ class Tuned:
     """A model with an optimiser over its trainable weights."""
 
     def __init__(self, model: Any, processor: Any, settings: Settings) -> None:
-
         self.model, self.processor, self.settings = model, processor, settings
         self._trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self._optimisers = _optimisers(self._trainable, settings)

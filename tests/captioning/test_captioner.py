@@ -190,6 +190,19 @@ def test_a_caption_keeps_what_it_was_written_from(tmp_path: Path) -> None:
     assert done["caption_usage"][0].as_py()["calls"] == 1
 
 
+def test_whatever_a_model_says_can_be_stored(tmp_path: Path) -> None:
+    """Half a surrogate pair, as JSON may hold it; and what looks like a name of a prompt is none."""
+    footage = films(tmp_path / "films", num_films=1, num_clips=2)
+    said = "lone \ud800 $camera \u202e<b>\x00"
+    with serving(answer=lambda prompt, images: said) as server:
+        config = version_1(tmp_path / "p.yaml", server)
+        run("told", [str(footage)], tmp_path / "out", config=str(config), engine="local", shards=False)
+        assert server.num_requests == 2 * (2 + 1 + 1)
+    rows = Store(tmp_path / "out").clips().to_pylist()
+    assert [row["caption"] for row in rows] == [said.replace("\ud800", "?")] * 2
+    assert [row["error"] for row in rows] == [None] * 2
+
+
 def test_without_notes_there_is_nothing_to_summarise() -> None:
     stage = Caption(model="tests.captioning.scripted:describe")
     stage.setup()
