@@ -67,8 +67,9 @@ def _captions(console: Console, folder: Path, engine: EngineName) -> None:
         school.film()
     for films in ("lessons", "exam"):
         done = school.caption("v1", films, progress=Progress(console=console))
-        failed = f", {done.clips['failed']} failed, because letters hide their shape" if done.clips["failed"] else ""
-        console.print(f"   {films}: {done.num_captioned} clips captioned{failed}")
+        console.print(f"   {films}: {done.num_captioned} clips captioned")
+        for error, count in school.errors("v1", films).items():
+            console.print(f"   {count} failed: {escape(error)}")
     console.print(
         f"[bold]4. Distillation[/] a tiny video model learns from random weights what version 1 says, for "
         f"{60 * school.minutes:.0f} s.\n   That is short: it shows the way, and gets colours and backgrounds before "

@@ -6,6 +6,7 @@ the distilled model is named in a pipeline. The model begins with random weights
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import os
@@ -89,6 +90,11 @@ class School:
         output = self.folder / f"{films}-{version}"
         footage, config = str(self.folder / films), str(self.pipelines)
         return run(version, [footage], output, config=config, engine=self.engine, shards=False, progress=progress)
+
+    def errors(self, version: str, films: str) -> dict[str, int]:
+        """Why clips failed, and how many, as the table has it."""
+        clips = Store(self.folder / f"{films}-{version}").clips(["clip_id", "error"])
+        return dict(collections.Counter(error for error in clips["error"].to_pylist() if error))
 
     def distil(self, say: Callable[[str], None]) -> Distilled:
         """Train a tiny model from random weights on what version 1 said of the lessons, on the CPU."""
