@@ -1,1 +1,1 @@
-"""Training of the 3D VAE and the expert transformer on the shards. Nothing here yet: curation comes first."""
+"""Training of the 3D VAE and the expert transformer on the shards."""
