@@ -88,22 +88,33 @@ class Document:
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         return kind(message, file=str(self.file), line=line, column=column)
 
-    def validate(self, kind: type, path: tuple[Hashable, ...], value: Any = None) -> Any:
-        """Make a ``kind`` (a dataclass) of the value at ``path``; unknown keys and wrong types are errors."""
+    def validate(
+        self, kind: type, path: tuple[Hashable, ...], value: Any = None, *, beside: tuple[Hashable, ...] | None = None
+    ) -> Any:
+        """Make a ``kind`` (a dataclass) of the value at ``path``; unknown keys and wrong types are errors.
+
+        ``beside``: a second place that ``value`` was put together from; errors point to whichever holds the mistake.
+        """
         try:
             # By way of JSON, because pydantic's strict mode takes mappings for dataclasses only there.
             text = json.dumps(self.at(path) if value is None else value, default=str, allow_nan=False)
             return TypeAdapter(kind).validate_json(text)
+        except ValidationError as error:
+            # A misspelt key is both unknown and missing; the first says more.
+            first = min(error.errors(), key=lambda error: error["type"].startswith("missing"))
+            inside = tuple(first["loc"])
+            if beside is not None and not self._holds((*path, *inside)) and self._holds((*beside, *inside)):
+                path = beside
+            raise self.error((*path, *inside), _explain(kind, inside, first)) from error
         except ValueError as error:
-            if isinstance(error, ValidationError):
-                raise self._invalid(kind, path, error) from error
             raise self.error(path, "a number in here is infinite or not a number") from error
 
-    def _invalid(self, kind: type, path: tuple[Hashable, ...], invalid: ValidationError) -> ConfigError:
-        # A misspelt key is both unknown and missing; the first says more.
-        first = min(invalid.errors(), key=lambda error: error["type"].startswith("missing"))
-        inside = tuple(first["loc"])
-        return self.error((*path, *inside), _explain(kind, inside, first))
+    def _holds(self, path: tuple[Hashable, ...]) -> bool:
+        try:
+            self.at(path)
+        except (KeyError, IndexError, TypeError):
+            return False
+        return True
 
 
 def _explain(kind: type, inside: tuple[int | str, ...], error: Mapping[str, Any]) -> str:

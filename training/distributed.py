@@ -1,0 +1,113 @@
+"""The processes that train together, and what they tell each other."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from curation.errors import UsageError
+
+_TIMEOUT = datetime.timedelta(minutes=30)  # the first rank may write samples or a checkpoint meanwhile
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train together.
+
+    Attributes:
+        rank, size: of all processes; 0 and 1 when this one is alone.
+        device: where this one computes.
+        mesh: ``data`` x ``context``: ranks along ``data`` read different samples, those along ``context`` share each
+            sample, a span of frames each. None when alone.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    mesh: DeviceMesh | None = None
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def data_rank(self) -> int:
+        return self.mesh.get_local_rank("data") if self.mesh else 0
+
+    @property
+    def data_size(self) -> int:
+        return self.mesh["data"].size() if self.mesh else 1
+
+    @property
+    def context(self) -> dist.ProcessGroup | None:
+        """The group that shares a sample; None where each rank has samples of its own."""
+        return self.mesh.get_group("context") if self.mesh and self.mesh["context"].size() > 1 else None
+
+    def total(self, *values: float, everywhere: bool = False) -> list[float]:
+        """Each value summed over the ranks along ``data``, or over all."""
+        if self.mesh is None:
+            return list(values)
+        summed = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(summed, group=None if everywhere else self.mesh.get_group("data"))
+        return [float(value) for value in summed.tolist()]
+
+    def of_first(self, value: Any) -> Any:
+        """What the first rank has."""
+        if self.size == 1:
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, src=0, device=self.device)
+        return held[0]
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def average_gradients(self, module: nn.Module) -> None:
+        """The mean over all ranks, for a module that every rank holds whole."""
+        for weight in module.parameters() if self.size > 1 else ():
+            if weight.grad is not None:
+                dist.all_reduce(weight.grad)
+                weight.grad /= self.size
+
+
+@contextlib.contextmanager
+def joined(*, context_parallel: int = 1) -> Iterator[World]:
+    """Join the processes that torchrun (or Ray Train) started with this one; alone where there are none.
+
+    Raises:
+        UsageError: ``context_parallel`` ranks cannot share samples among so many processes.
+    """
+    cuda = torch.cuda.is_available()
+    size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    if size % context_parallel:
+        raise UsageError(
+            f"training.context_parallel {context_parallel} does not divide {size} processes: "
+            f"start a multiple of it with --num-processes"
+        )
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if size == 1:
+        yield World(device=device)
+        return
+    ours = not dist.is_initialized()  # Ray Train has done it
+    if ours:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
+    shape = (size // context_parallel, context_parallel)
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("data", "context"))
+    try:
+        yield World(dist.get_rank(), size, device, mesh)
+    finally:
+        if ours:
+            dist.destroy_process_group()

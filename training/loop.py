@@ -1,0 +1,272 @@
+"""The training loop, for every kind of model."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.fsdp import fully_shard
+from torch.utils.flop_counter import FlopCounterMode
+
+from curation.errors import CutroomError, UsageError
+from training.checkpoint import Checkpoints, on_first
+from training.distributed import World
+from training.metrics import Metrics, Stopwatch, peak_flops, peak_memory_gb
+from training.optimiser import Average, adamw, rate_at
+from training.settings import Training
+from training.task import Batches, Role, Task
+
+WEIGHTS = "weights"
+Say = Callable[[str], None]
+
+
+class TrainingError(CutroomError, RuntimeError):
+    """Training cannot go on: its numbers are no longer finite, or the data are bad."""
+
+
+@dataclass
+class State:
+    """How far a training is."""
+
+    step: int = 0
+    seconds: float = 0.0  # of steps, without judging and checkpoints
+    skipped: int = 0  # steps in a row that changed nothing
+
+
+class Trainer:
+    """Trains the roles of a task on batches, from the newest checkpoint in ``folder`` if there is one.
+
+    In the folder: ``metrics.jsonl``, ``tensorboard/``, ``samples/``, ``checkpoints/`` and ``weights/``, which is the
+    model as others open it, with averaged weights where an average is kept.
+    """
+
+    def __init__(
+        self, task: Task, batches: Batches, training: Training, *, folder: Path, world: World, say: Say = print
+    ) -> None:
+        training.check()
+        self._task, self._batches, self._training = task, batches, training
+        self._folder, self._world, self._say = folder, world, say
+        for role in task.roles.values():
+            role.module.to(world.device)
+            if world.size > 1 and role.sharded:
+                for block in (*task.shard(role.module), role.module):
+                    fully_shard(block)  # over all ranks, also those that share samples
+            if training.compile:
+                role.module.compile()
+        self._optimisers = {name: adamw(role.module, role.optimiser) for name, role in task.roles.items()}
+        self._averages = {
+            name: Average(role.module, training.ema)
+            for name, role in task.roles.items()
+            if role.averaged and training.ema is not None
+        }
+        self._checkpoints = Checkpoints(folder / "checkpoints", keep=training.keep_checkpoints, world=world)
+        self._flops: dict[Any, float] = {}  # of a batch, by role and shape
+        self.state = State()
+
+    def train(self) -> dict[str, float]:
+        """Train to the end. Returns the last figures on data held out.
+
+        Raises:
+            UsageError: the folder holds a training of another model.
+            TrainingError: gradients were not finite for too many steps in a row.
+        """
+        self._restore()
+        judged = stored = self.state.step
+        judgement: dict[str, float] = {}
+        metrics = self._metrics()
+        with contextlib.closing(metrics) if metrics else contextlib.nullcontext():
+            batches = iter(self._batches)
+            while (share := self._share()) < 1:
+                figures = self._step(batches, share)
+                if self.state.step % self._training.log_every == 0 and metrics:
+                    metrics.log(self.state.step, figures)
+                if self.state.step % self._training.judge_every == 0:
+                    judgement, judged = self._judge(metrics), self.state.step
+                if self.state.step % self._training.checkpoint_every == 0:
+                    self._store()
+                    stored = self.state.step
+            if judged != self.state.step or not judgement:
+                judgement = self._judge(metrics)
+            if stored != self.state.step or not (self._folder / WEIGHTS).exists():
+                self._store()
+        return judgement
+
+    def _share(self) -> float:
+        """How much of the training is over."""
+        steps, minutes = self._training.steps, self._training.minutes
+        by_steps = self.state.step / steps if steps else 0.0
+        by_time = float(self._world.of_first(self.state.seconds)) / (minutes * 60) if minutes else 0.0
+        return max(by_steps, by_time)
+
+    def _step(self, batches: Iterator[Any], share: float) -> dict[str, float | None]:
+        """One step of every active role. Every sample counts the same, however they fall into batches and ranks."""
+        task, step, watch = self._task, self.state.step, Stopwatch()
+        taken = [next(batches) for _ in range(self._training.accumulate)]
+        waited = watch.lap()
+        (total,) = self._world.total(sum(task.count(batch) for batch in taken))
+        sums: dict[str, Tensor] = {}
+        figures: dict[str, float | None] = {}
+        flops = 0.0
+        for name in task.active(step):
+            role, optimiser = task.roles[name], self._optimisers[name]
+            role.module.train()
+            for index, batch in enumerate(taken):
+                weight = task.count(batch) / total
+                with self._counted(name, batch) as count:
+                    with self._autocast():
+                        loss = task.loss(name, batch, index=index, step=step, rng=self._rng(batch))
+                    # Gradients are averaged over ranks, so that each rank's share has to be that much larger.
+                    torch.autograd.backward(loss.value * weight * self._world.size)
+                flops += count()
+                for figure, value in loss.figures.items():
+                    sums[figure] = sums.get(figure, 0.0) + value.detach().double() * weight
+            figures[f"{name}_gradient"] = self._update(role, optimiser, rate_at(role.optimiser, step, share))
+            if name in self._averages:
+                self._averages[name].update()
+        self._check_skipped(figures)
+        totals = self._world.total(*(float(value) for value in sums.values()), everywhere=True)
+        seconds = waited + watch.lap()
+        self.state.step += 1
+        self.state.seconds += seconds
+        peak = peak_flops(self._world.device)
+        first = next(iter(task.roles.values()))
+        return {
+            **dict(zip(sums, totals, strict=True)),
+            **figures,
+            "learning_rate": rate_at(first.optimiser, step, share),
+            "samples_per_s": total / seconds,
+            "step_s": seconds,
+            "data_wait": waited / seconds,
+            "peak_memory_gb": peak_memory_gb(self._world.device),
+            "tflop_per_s": flops / seconds / 1e12,
+            "mfu": flops / seconds / peak if peak else None,
+        }
+
+    def _update(self, role: Role, optimiser: torch.optim.Optimizer, rate: float) -> float:
+        """Change the weights by their gradients. Returns the length of the gradient before it was clipped."""
+        if not role.sharded:
+            self._world.average_gradients(role.module)
+        limit = role.optimiser.clip_norm
+        norm = nn.utils.clip_grad_norm_(role.module.parameters(), math.inf if limit is None else limit)
+        length = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        if math.isfinite(length):
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        return length
+
+    def _check_skipped(self, figures: dict[str, float | None]) -> None:
+        finite = all(value is None or math.isfinite(value) for value in figures.values())
+        self.state.skipped = 0 if finite else self.state.skipped + 1
+        if self.state.skipped > self._training.max_skipped:
+            raise TrainingError(
+                f"gradients were not finite in {self.state.skipped} steps in a row, up to step {self.state.step}: "
+                f"lower the learning rate, or continue from an earlier checkpoint in {self._checkpoints.folder}"
+            )
+
+    def _rng(self, batch: Any) -> torch.Generator:
+        """Decided by the seed, the step and the samples, so that neither resuming nor the ranks change it."""
+        named = json.dumps([self._training.seed, self.state.step, list(batch.keys)]).encode()
+        seed = int.from_bytes(hashlib.blake2b(named, digest_size=7).digest(), "big")
+        torch.manual_seed(seed)  # for what takes no generator, such as dropout
+        return torch.Generator(device=self._world.device).manual_seed(seed)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self._training.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self._world.device.type, torch.bfloat16)
+
+    @contextlib.contextmanager
+    def _counted(self, role: str, batch: Any) -> Iterator[Callable[[], float]]:
+        """Operations of what is computed inside; counted once for batches of one shape, since counting takes time."""
+        key = (role, self._task.shape(batch))
+        if key in self._flops:
+            yield lambda: self._flops[key]
+            return
+        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+            yield lambda: self._flops[key]
+        self._flops[key] = float(counter.get_total_flops())
+
+    def _judge(self, metrics: Metrics | None) -> dict[str, float]:
+        name = next(iter(self._task.roles))
+        average = self._averages.get(name)
+        self._task.roles[name].module.eval()
+        with average.applied() if average else contextlib.nullcontext(), torch.no_grad(), self._autocast():
+            figures = self._task.judge(self.state.step, self._folder / "samples")
+        if metrics:
+            metrics.log(self.state.step, {f"held_out_{figure}": value for figure, value in figures.items()})
+        return figures
+
+    def _parts(self) -> dict[str, Any]:
+        """Everything that is stored, as DCP takes it."""
+        parts: dict[str, Any] = {}
+        for name, role in self._task.roles.items():
+            model, optimiser = get_state_dict(role.module, self._optimisers[name])
+            parts[name] = {"model": model, "optimiser": optimiser}
+            if name in self._averages:
+                parts[name]["average"] = self._averages[name].weights
+        return parts
+
+    def _store(self) -> None:
+        """A checkpoint, and the model as others open it."""
+        about = {
+            "step": self.state.step,
+            "seconds": self.state.seconds,
+            "batches": self._batches.state_dict(),
+            "updates": {name: average.num_updates for name, average in self._averages.items()},
+            "config": self._task.config,
+        }
+        self._checkpoints.save(self.state.step, self._parts(), about)
+        name, role = next(iter(self._task.roles.items()))
+        average = self._averages.get(name)
+        with average.applied() if average else contextlib.nullcontext():
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            weights: dict[str, Any] = get_model_state_dict(role.module, options=options)
+        on_first(self._world, lambda: self._task.save(self._folder / WEIGHTS, weights))
+
+    def _restore(self) -> None:
+        """Go on from the newest checkpoint."""
+        about = self._checkpoints.about()
+        if about is None:
+            return
+        if about["config"] != self._task.config:
+            raise UsageError(
+                f"{self._folder} holds a training of another model: choose another --output, or remove the folder"
+            )
+        parts = self._parts()
+        self._checkpoints.load(parts)
+        for name, role in self._task.roles.items():
+            state = parts[name]
+            set_state_dict(
+                role.module,
+                self._optimisers[name],
+                model_state_dict=state["model"],
+                optim_state_dict=state["optimiser"],
+            )
+        for name, average in self._averages.items():
+            average.num_updates = about["updates"][name]
+        self._batches.load_state_dict(about["batches"])
+        self.state = State(step=about["step"], seconds=about["seconds"])
+        if self._world.is_first:
+            self._say(f"continuing after step {self.state.step}")
+
+    def _metrics(self) -> Metrics | None:
+        if not self._world.is_first:
+            return None
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return Metrics(self._folder, step=self.state.step, say=self._say, wandb=self._training.wandb)
