@@ -7,10 +7,12 @@ use is what ``Task.save`` writes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,8 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
         self._world.wait()
-        save(state, checkpoint_id=aside)
+        with _as_it_is():
+            save(state, checkpoint_id=aside)
         self._world.wait()
         if self._world.is_first:
             (aside / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
@@ -81,7 +84,8 @@ class Checkpoints:
         """
         place = self._world.of_first(self.newest())
         try:
-            load(state, checkpoint_id=place)
+            with _as_it_is():
+                load(state, checkpoint_id=place)
         except (RuntimeError, ValueError, CheckpointException) as error:
             raise UsageError(
                 f"{place} does not fit this model ({_first_line(error)}): choose another folder, or remove it"
@@ -93,6 +97,14 @@ def on_first(world: World, work: Callable[[], None]) -> None:
     if world.is_first:
         work()
     world.wait()
+
+
+@contextlib.contextmanager
+def _as_it_is() -> Iterator[None]:
+    """DCP warns that there is but one process, even where it is told."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        yield
 
 
 def _flush(path: Path) -> None:

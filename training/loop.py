@@ -237,7 +237,8 @@ class Trainer:
         with average.applied() if average else contextlib.nullcontext():
             options = StateDictOptions(full_state_dict=True, cpu_offload=True)
             weights: dict[str, Any] = get_model_state_dict(role.module, options=options)
-        on_first(self._world, lambda: self._task.save(self._folder / WEIGHTS, weights))
+            # Inside, because on a CPU these are no copies.
+            on_first(self._world, lambda: self._task.save(self._folder / WEIGHTS, weights))
 
     def _restore(self) -> None:
         """Go on from the newest checkpoint."""

@@ -1,0 +1,44 @@
+"""Starting the processes that train together: on this machine by torchrun, on a cluster by Ray Train."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from curation.errors import UsageError
+
+
+def on_this_machine(arguments: Sequence[str], *, num_processes: int) -> int:
+    """Run ``cutroom ARGUMENTS`` in so many processes that know of each other. Returns the exit status."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    return subprocess.run([*launcher, "-m", "curation.cli", *arguments], check=False).returncode  # noqa: S603 - no shell, and our own program
+
+
+def on_ray(
+    work: Callable[[dict[str, Any]], None], request: dict[str, Any], *, num_workers: int, address: str | None
+) -> None:
+    """Call ``work(request)`` on so many workers of a Ray cluster that know of each other, with a GPU each where it has.
+
+    Every node must see the same files under the same names.
+
+    Raises:
+        UsageError: the cluster has not as many GPUs, if it has any, or CPUs.
+    """
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    ray.init(address=address, log_to_driver=True)
+    try:
+        there = ray.cluster_resources()
+        kind = "GPU" if there.get("GPU") else "CPU"
+        if num_workers > there.get(kind, 0):
+            raise UsageError(f"--num-processes {num_workers}: the cluster has {there.get(kind, 0):.0f} {kind}s")
+        scaling = ScalingConfig(num_workers=num_workers, use_gpu=kind == "GPU")
+        TorchTrainer(
+            work, train_loop_config=request, scaling_config=scaling, run_config=RunConfig(name="cutroom")
+        ).fit()
+    finally:
+        ray.shutdown()

@@ -1,0 +1,208 @@
+"""How the VAE learns: what the training loop asks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from training.data import Batch
+from training.distributed import World
+from training.perceptual import Perceptual
+from training.pictures import beside, contact_sheet, to_frames, write_picture, write_video
+from training.quality import flicker, psnr, ssim
+from training.settings import OptimiserSettings
+from training.task import Loss, Role, Task
+from training.vae.discriminator import Discriminator, fooling_loss, gradient_penalty, hinge_loss
+from training.vae.model import VAE, Gaussian
+from training.vae.parallel import Span, context_parallel, split_frames
+from training.vae.settings import LossSettings
+
+MODEL, DISCRIMINATOR = "vae", "discriminator"
+_SHOWN = 4  # reconstructions that are drawn
+
+
+class Autoencode(nn.Module):
+    """A video there and back in one ``forward``, which is what FSDP2 and torch.compile hook into."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, video: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Gaussian]:
+        """(B, 3, T, H, W) in -1..1 to its reconstruction, and the latent's distribution.
+
+        ``noise``: standard normal, in the latent's shape; None takes the mode.
+        """
+        posterior = self.vae.encode(video)
+        latent = posterior.mean if noise is None else posterior.mean + posterior.std * noise
+        return self.vae.decode(latent), posterior
+
+
+class VAETask(Task):
+    """The VAE as generator, and its discriminator where the loss has one.
+
+    The loss is reconstruction + LPIPS + KL, and from ``adversarial.start`` on an adversarial gradient that is scaled,
+    for each sample, to ``adversarial.weight`` lengths of the gradient of reconstruction and LPIPS, both taken at the
+    reconstruction. (VQGAN, Esser et al. 2021, takes both at the decoder's last layer and for a whole batch: there one
+    sample, or the number of ranks, would change what another one learns.)
+
+    Where ranks share samples, each has a span of the frames, and the discriminator sees each span by itself.
+
+    Args:
+        held_out: batches to judge by, of this rank.
+    """
+
+    def __init__(
+        self, vae: VAE, loss: LossSettings, optimiser: OptimiserSettings, *, world: World, held_out: Sequence[Batch]
+    ) -> None:
+        self._settings, self._world, self._held_out = loss, world, held_out
+        self._model = Autoencode(vae)
+        self._perceptual = Perceptual(loss.perceptual).to(world.device) if loss.perceptual.weight else None
+        self.roles = {MODEL: Role(self._model, optimiser)}
+        self.config = {"model": asdict(vae.config)}
+        if loss.adversarial.weight:
+            like = loss.adversarial
+            self._discriminator = Discriminator(width=like.width, depth=like.depth, time_depth=like.time_depth)
+            self.roles[DISCRIMINATOR] = Role(self._discriminator, like.optimiser, averaged=False, sharded=False)
+        self._pairs: list[tuple[Tensor, Tensor]] = []  # reconstruction and original, of each batch of this step
+
+    def active(self, step: int) -> Sequence[str]:
+        """The discriminator plays from its first step on."""
+        return tuple(self.roles) if self._plays(step) else (MODEL,)
+
+    def _plays(self, step: int) -> bool:
+        return DISCRIMINATOR in self.roles and step >= self._settings.adversarial.start
+
+    def count(self, batch: Batch) -> int:
+        """Samples."""
+        return len(batch.keys)
+
+    def shape(self, batch: Batch) -> Hashable:
+        return tuple(batch.video.shape)
+
+    def shard(self, module: nn.Module) -> Sequence[nn.Module]:
+        return self._model.vae.blocks() if module is self._model else []
+
+    def loss(self, role: str, batch: Batch, *, index: int, step: int, rng: torch.Generator) -> Loss:
+        if role == DISCRIMINATOR:
+            return self._judging(*self._pairs[index], rng)
+        if index == 0:
+            self._pairs.clear()
+        video = batch.video.to(self._world.device)
+        span = self._span(video.shape[2])
+        noise = torch.randn(self._model.vae.latent_shape(video.shape), generator=rng, device=rng.device)
+        original = video[:, :, span.frames]
+        with context_parallel(self._model.vae, self._world.context):
+            made, posterior = self._model(original, noise[:, :, span.latents])
+        share = original.shape[2] / video.shape[2]
+        with torch.autocast(self._world.device.type, enabled=False):
+            gradient, figures = self._gradient(made, original, share, rng, plays=self._plays(step))
+            kl = posterior.kl().sum() / video.numel()  # in nats per pixel value
+            # The gradient at the reconstruction stands for the losses it came from.
+            value = (made.float() * gradient).sum() / len(video) + self._settings.kl * kl
+        if self._plays(step):
+            self._pairs.append((made.detach(), original))
+        figures = {name: each.mean() for name, each in figures.items()}
+        return Loss(value, {**figures, "kl": kl, "loss": figures["loss"] + self._settings.kl * kl})
+
+    def _span(self, num_frames: int) -> Span:
+        """The frames that are this rank's."""
+        group = self._world.context
+        size, rank = (dist.get_world_size(group), dist.get_rank(group)) if group else (1, 0)
+        return split_frames(num_frames, size)[rank]
+
+    def _gradient(
+        self, made: Tensor, original: Tensor, share: float, rng: torch.Generator, *, plays: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The gradient of each sample's loss at its reconstruction, and this rank's share of each sample's figures."""
+        shown = made.detach().float().requires_grad_()
+        with torch.enable_grad():
+            difference = shown - original
+            each = difference.abs() if self._settings.reconstruction == "l1" else difference.square()
+            loss = reconstruction = each.mean(dim=(1, 2, 3, 4)) * share  # (B,)
+            figures = {"reconstruction": reconstruction}
+            if self._perceptual is not None:
+                figures["perceptual"] = self._perceptual(shown, original, rng=rng) * share
+                loss = loss + self._settings.perceptual.weight * figures["perceptual"]
+            (gradient,) = torch.autograd.grad(loss.sum(), shown)
+            figures["loss"] = loss
+            figures["psnr"] = psnr(shown.detach(), original) * share
+            if plays:
+                window = self._window(shown.shape[2], rng)
+                fooling = fooling_loss(self._discriminator(shown[:, :, window])) * len(shown)
+                (pull,) = torch.autograd.grad(fooling, shown)
+                scale = self._settings.adversarial.weight * self._length(gradient) / self._length(pull).clamp(min=1e-12)
+                gradient = gradient + scale.view(-1, 1, 1, 1, 1) * pull
+                figures["fooling"] = fooling.expand(len(shown)) / len(shown) * share
+        return gradient, {name: value.detach() for name, value in figures.items()}
+
+    def _length(self, gradient: Tensor) -> Tensor:
+        """(B, ...) to (B,), over all ranks that share the samples."""
+        squared = gradient.square().sum(dim=(1, 2, 3, 4))
+        if self._world.context is not None:
+            dist.all_reduce(squared, group=self._world.context)
+        return squared.sqrt()
+
+    def _window(self, num_frames: int, rng: torch.Generator) -> slice:
+        """Frames that the discriminator is shown."""
+        most = self._settings.adversarial.frames
+        first = int(torch.randint(max(1, num_frames - most + 1), (), generator=rng, device=rng.device))
+        return slice(first, first + most)
+
+    def _judging(self, made: Tensor, original: Tensor, rng: torch.Generator) -> Loss:
+        """What the discriminator learns from a reconstruction and its original."""
+        ranks = dist.get_world_size(self._world.context) if self._world.context else 1
+        window = self._window(made.shape[2], rng)
+        fake, real = made[:, :, window], original[:, :, window]
+        verdicts = [self._discriminator(video).float() for video in (real, fake)]
+        loss = hinge_loss(*verdicts)
+        figures = {"discriminator": loss, "real": verdicts[0].mean(), "fake": verdicts[1].mean()}
+        if weight := self._settings.adversarial.penalty:
+            figures["penalty"] = gradient_penalty(self._discriminator, real)
+            loss = loss + 0.5 * weight * figures["penalty"]
+        return Loss(loss / ranks, {name: value.detach() / ranks for name, value in figures.items()})
+
+    def judge(self, step: int, folder: Path) -> dict[str, float]:
+        """PSNR, SSIM, LPIPS where its weights are, and flicker; of images and videos apart."""
+        names = ("psnr", "ssim", "flicker", "lpips", "count")
+        # Every rank has every sum, whatever it was given to judge: they are added up over the ranks.
+        sums = {(kind, name): 0.0 for kind in ("videos", "images") for name in names}
+        rows = []
+        for batch in self._held_out:
+            original = batch.video.to(self._world.device)
+            made, _ = self._model(original)
+            figures = {"psnr": psnr(made, original), "ssim": ssim(made, original), "flicker": flicker(made, original)}
+            figures["count"] = torch.ones(len(made))
+            if self._perceptual is not None:
+                figures["lpips"] = self._perceptual(made.float(), original)
+            kind = "images" if original.shape[2] == 1 else "videos"
+            for name, values in figures.items():
+                sums[kind, name] += float(values.double().sum())
+            if kind == "videos":
+                rows += [beside([to_frames(original[i]), to_frames(made[i])]) for i in range(len(made))]
+        totals = dict(zip(sums, self._world.total(*sums.values()), strict=True))
+        if rows and self._world.is_first:
+            _draw(folder / f"step-{step:08d}", rows[:_SHOWN])
+        known = {key for key in totals if totals[key[0], "count"] and key[1] != "count"}
+        known -= {("images", "flicker"), *([] if self._perceptual else [("videos", "lpips"), ("images", "lpips")])}
+        return {f"{kind}_{name}": totals[kind, name] / totals[kind, "count"] for kind, name in sorted(known)}
+
+    def save(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        self._model.vae.save_pretrained(
+            folder, weights={name.removeprefix("vae."): value for name, value in weights.items()}
+        )
+
+
+def _draw(name: Path, rows: Sequence[Any]) -> None:
+    """Originals beside their reconstructions: a video, and a contact sheet of it."""
+    name.parent.mkdir(parents=True, exist_ok=True)
+    same = [row for row in rows if row.shape == rows[0].shape]
+    write_picture(name.with_suffix(".jpg"), contact_sheet(same))
+    stacked = torch.from_numpy(rows[0]) if len(same) == 1 else torch.cat([torch.from_numpy(row) for row in same], dim=1)
+    write_video(name.with_suffix(".mp4"), stacked.numpy(), fps=8)
