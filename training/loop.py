@@ -64,7 +64,9 @@ class Trainer:
             role.module.to(world.device)
             if world.size > 1 and role.sharded:
                 for block in (*task.shard(role.module), role.module):
-                    fully_shard(block)  # over all ranks, also those that share samples
+                    # Over all ranks, also those that share samples; and at once spread again after a forward without
+                    # a backward, as in judging, for averages lie spread.
+                    fully_shard(block, reshard_after_forward=True)
             if training.compile:
                 role.module.compile()
         self._optimisers = {name: adamw(role.module, role.optimiser) for name, role in task.roles.items()}

@@ -73,7 +73,7 @@ class ToyTask(Task):
         return Loss(value, {"loss": value})
 
     def judge(self, step: int, folder: Path) -> dict[str, float]:
-        x = torch.randn(64, 6, generator=torch.Generator().manual_seed(10**6))
+        x = torch.randn(64, 6, generator=torch.Generator().manual_seed(10**6)).to(self.model[0].weight.dtype)
         return {"error": float((self.model(x)[:, 0] - x.sum(dim=1)).square().mean())}
 
     def save(self, folder: Path, weights: dict[str, Tensor]) -> None:
