@@ -117,6 +117,7 @@ def read_catalogue(
     *,
     cache: str | os.PathLike[str] | None = None,
     columns: Iterable[str] = (),
+    optional: Iterable[str] = (),
 ) -> Catalogue:
     """What a set of shards holds. Only headers are read, and with ``cache`` only once.
 
@@ -124,11 +125,13 @@ def read_catalogue(
         source: as for ``find_shards``.
         cache: a folder for what was found, one Parquet file a shard, named by address, size and version.
         columns: of the clips' rows; a column that no shard has is an error.
+        optional: more of them, which are left out where no shard has them.
 
     Raises:
         UsageError: there are no shards, none can be read, or a column is unknown.
     """
-    shards, wanted = find_shards(source), sorted(set(columns))
+    shards, needed = find_shards(source), sorted(set(columns))
+    wanted = sorted({*needed, *optional})
     folder = Path(cache) if cache is not None else None
     many = _REMOTE_SCANS if any(is_remote(shard.url) for shard in shards) else 1
     with ThreadPoolExecutor(many) as pool:
@@ -142,7 +145,7 @@ def read_catalogue(
     if not sum(table.num_rows for table in tables):
         why = f" The first thing that is wrong: {faults[0].name}: {faults[0].why}" if faults else ""
         raise UsageError(f"{len(shards)} shards hold no sample that can be read.{why}")
-    if missing := [name for name in wanted if name not in known]:
+    if missing := [name for name in needed if name not in known]:
         raise UsageError(f"no row of the shards has a number or word {missing[0]!r}.{nearest(missing[0], known)}")
     try:
         table = pa.concat_tables(tables, promote_options="permissive")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Le, Len
+from annotated_types import Ge, Gt, Le, Len, Lt
 
 from curation.errors import UsageError
 from curation.rules import Rule
@@ -48,6 +48,7 @@ class DataSettings:
 
     shards: str | Annotated[list[str], Len(1)]
     buckets: Annotated[list[Bucket], Len(1)]
+    held_out: Annotated[float, Ge(0), Lt(1)] = 0.05  # share of the videos that are not trained on, to judge by
     seed: int = 0
     keep: dict[str, Rule] = dataclasses.field(default_factory=dict)  # rules on the scores in the clips' rows
     captions: Literal["optional", "required"] = "optional"  # required leaves out samples without one
