@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from curation.errors import VideoError
 from curation.isolate import Isolated
 from shards.bytes import Bytes, RangeFile
 from shards.scan import Facts
 
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
 _STALL_S = 60.0
+_OPTIONS = {"format_whitelist": "mov,matroska,avi", "protocol_whitelist": "none"}
 
 
 @dataclasses.dataclass
@@ -45,6 +49,16 @@ class Probing:
         return facts
 
 
+def open_video(file: Any) -> InputContainer:
+    """Open a video that lies in memory or in a tar, in one of the formats of ``VIDEO_SUFFIXES``.
+
+    A playlist that calls itself a video would make FFmpeg read any file or address that it names.
+    """
+    import av
+
+    return av.open(file, "r", metadata_errors="replace", options=_OPTIONS)
+
+
 def read_header(file: RangeFile) -> Facts:
     """What a video is, by its header and its first frame, which knows its rotation.
 
@@ -53,7 +67,7 @@ def read_header(file: RangeFile) -> Facts:
     """
     import av
 
-    with av.open(file, "r", metadata_errors="replace") as container:
+    with open_video(file) as container:
         stream = next(iter(container.streams.video), None)
         if stream is None:
             raise VideoError("has no video stream")

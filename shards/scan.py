@@ -86,6 +86,8 @@ def scan(url: str, size: int, expected: int | None, probe: Probe) -> Scan:
     reader, shard = Bytes(), file_name(url)
     try:
         members, faults = _members(reader, url, size)
+        if faults and (cut_off := _cut_off(members)) is not None and _is_damaged(faults):
+            del members[cut_off]
         rows = []
         for key, parts in members.items():
             row = _sample(reader, url, key, parts, faults, probe)
@@ -102,6 +104,18 @@ def scan(url: str, size: int, expected: int | None, probe: Probe) -> Scan:
     return Scan(_table(rows), faults)
 
 
+def _is_damaged(faults: list[Fault]) -> bool:
+    return any(fault.reason == "damaged_tar" for fault in faults)
+
+
+def _cut_off(members: dict[str, dict[str, tuple[int, int]]]) -> str | None:
+    """The last sample before a damage, if it lacks what the first has: its caption may be what is lost."""
+    if not members:
+        return None
+    first, last = next(iter(members)), next(reversed(members))
+    return last if members[first].keys() - members[last].keys() else None
+
+
 def _members(reader: Bytes, url: str, size: int) -> tuple[dict[str, dict[str, tuple[int, int]]], list[Fault]]:
     """Key -> suffix -> (offset, bytes), in the order of the shard."""
     shard, found, faults = file_name(url), dict[str, dict[str, tuple[int, int]]](), list[Fault]()
@@ -113,8 +127,11 @@ def _members(reader: Bytes, url: str, size: int) -> tuple[dict[str, dict[str, tu
                     _add(member, size, shard, found, faults)
                 # tarfile takes a damaged header for the end.
                 file.seek(tar.offset)
-                if file.read(_BLOCK).strip(b"\0"):
+                end = file.read(_BLOCK)
+                if end.strip(b"\0"):
                     faults.append(Fault("damaged_tar", shard, f"damaged at byte {tar.offset}"))
+                elif len(end) < _BLOCK:  # whether something is lost only an index can tell
+                    faults.append(Fault("damaged_tar", shard, "is cut off: it lacks the mark at the end", 0))
         except (tarfile.TarError, OSError, EOFError, ValueError) as error:
             faults.append(Fault("damaged_tar", shard, one_line(error)))
     return found, faults

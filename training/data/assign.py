@@ -16,6 +16,8 @@ from training.data.settings import Bucket, DataSettings
 # where a frame would have to be shown twice.
 _AS_FAST = 0.995
 _SAME_CLASS = 0.8  # buckets whose areas differ less are one resolution in several aspects
+# too_short: or, for buckets with fps, too slow. fits_no_bucket: long enough for one, and large enough for another.
+SHAPE_REASONS = ("too_short", "too_small", "fits_no_bucket", "not_kept")
 _SLACK = 1e-6  # of a frame: lengths are quotients
 
 
@@ -25,11 +27,18 @@ class Assignment:
 
     Attributes:
         bucket: int16 N, index of the bucket in the settings' list; -1: to none.
-        reason: why a sample goes to none -> how many; rules as ``keep: NAME``.
+        why: int8 N, index in ``reasons`` of why a sample goes to none; -1: it goes to one.
+        reasons: in words to count by; rules as ``keep: NAME``.
     """
 
     bucket: np.ndarray
-    reason: dict[str, int]
+    why: np.ndarray
+    reasons: list[str]
+
+    def dropped(self) -> dict[str, int]:
+        """Reason -> samples that go to no bucket because of it."""
+        counts = {reason: int((self.why == i).sum()) for i, reason in enumerate(self.reasons)}
+        return {reason: count for reason, count in counts.items() if count}
 
 
 def search_order(buckets: list[Bucket]) -> list[list[int]]:
@@ -71,7 +80,8 @@ def assign(catalogue: Catalogue, settings: DataSettings, epoch: int) -> Assignme
     num_frames, fps = (table[name].to_numpy().astype(float) for name in ("num_frames", "fps"))
     height, width = (table[name].to_numpy().astype(float) for name in ("height", "width"))
     bucket = np.full(len(catalogue), -1, np.int16)
-    open_, reason = _allowed(catalogue, settings)
+    why, reasons = _ruled_out(catalogue, settings)
+    open_ = why < 0
     long, large = np.zeros(len(catalogue), bool), np.zeros(len(catalogue), bool)
     fitted = np.zeros(len(catalogue), bool)
     for together in search_order(settings.buckets):
@@ -87,32 +97,25 @@ def assign(catalogue: Catalogue, settings: DataSettings, epoch: int) -> Assignme
             takes &= _kept(catalogue, settings, epoch, i, takes)
             bucket[takes], best[takes] = i, aspect[takes]
         open_ &= bucket < 0
-    for name, which in {
-        "too_short": open_ & ~long,
-        "too_small": open_ & long & ~large,
-        "fits_no_bucket": open_ & long & large & ~fitted,
-        "not_kept": open_ & fitted,
-    }.items():
-        if which.any():
-            reason[name] = int(which.sum())
-    return Assignment(bucket, reason)
+    shapes = (open_ & ~long, open_ & long & ~large, open_ & long & large & ~fitted, open_ & fitted)
+    for name, which in zip(SHAPE_REASONS, shapes, strict=True):
+        why[which] = len(reasons)
+        reasons.append(name)
+    return Assignment(bucket, why, reasons)
 
 
-def _allowed(catalogue: Catalogue, settings: DataSettings) -> tuple[np.ndarray, dict[str, int]]:
-    """Samples that the rules keep, bool N, and why others are left out."""
-    table, reason = catalogue.table, dict[str, int]()
-    allowed = np.ones(len(catalogue), bool)
+def _ruled_out(catalogue: Catalogue, settings: DataSettings) -> tuple[np.ndarray, list[str]]:
+    """Why samples are left out whatever their shape, int8 N, -1 where they are not, and the words for it."""
+    table, why = catalogue.table, np.full(len(catalogue), -1, np.int8)
     checks: list[tuple[str, np.ndarray]] = []
     if settings.captions == "required":
         checks.append(("no_caption", table["caption_bytes"].to_numpy() > 0))
     for column, rule in settings.keep.items():
         values: pa.ChunkedArray = table[ROW + column]
         checks.append((f"keep: {column}", np.array([rule.keeps(value) for value in values.to_pylist()], bool)))
-    for name, keeps in checks:
-        if lost := int((allowed & ~keeps).sum()):
-            reason[name] = lost
-        allowed &= keeps
-    return allowed, reason
+    for i, (_, keeps) in enumerate(checks):
+        why[(why < 0) & ~keeps] = i
+    return why, [name for name, _ in checks]
 
 
 def _kept(catalogue: Catalogue, settings: DataSettings, epoch: int, index: int, asked: np.ndarray) -> np.ndarray:

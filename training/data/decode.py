@@ -10,6 +10,7 @@ import dataclasses
 import io
 import json
 import mmap
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from curation.errors import VideoError, one_line
 from curation.isolate import alive
 from shards.bytes import Bytes
+from shards.probe import open_video
 from training.data.assign import draws
 
 _DECORD_READS = {"h264", "hevc", "vp9"}  # its FFmpeg knows no AV1
@@ -219,9 +221,7 @@ def _decord(video: bytes, job: Job, scaled: tuple[int, int], chance: float) -> t
 
 def _refuse_other_size(video: bytes, job: Job) -> None:
     """decord would squeeze any picture to the size asked for. FFmpeg's newer reader also refuses more damaged files."""
-    import av
-
-    with av.open(io.BytesIO(video), "r", metadata_errors="replace") as container:
+    with open_video(io.BytesIO(video)) as container:
         context = container.streams.video[0].codec_context
         found = context.height, context.width
     if found != job.size:
@@ -231,44 +231,64 @@ def _refuse_other_size(video: bytes, job: Job) -> None:
 
 def _pyav(video: bytes, job: Job, scaled: tuple[int, int], chance: float) -> tuple[np.ndarray, np.ndarray]:
     """Frames T H W 3 and their times, by PyAV: upright, without what an edit list hides, tone-mapped if need be."""
-    import av
+    from curation.source import is_seekable
 
-    with av.open(io.BytesIO(video), "r", metadata_errors="replace") as container:
+    with open_video(io.BytesIO(video)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
-        shown = {packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard}
-        if stream.time_base is None or None in shown or not shown:
-            raise BadError("undecodable", "has frames without a time")
-        ticks = np.array(sorted(pts for pts in shown if pts is not None), np.int64)
-        times_s = (ticks - ticks[0]) * float(stream.time_base)
+        # Files without times of their own (AVI) have their frames counted.
+        counted = not is_seekable(container)
+        names, times_s = _counted(container, stream) if counted else _timed(container, stream)
         indices, shown_s = _span(times_s, job, chance)
-        wanted = {int(ticks[i]) for i in indices}
-        container.seek(min(wanted), stream=stream)
-        found = _pictures(container, stream, wanted, job, scaled)
-        if len(found) < len(wanted):  # its index of keyframes may lie
-            container.seek(int(ticks[0]), stream=stream)
-            found = _pictures(container, stream, wanted, job, scaled)
+        wanted = {int(names[i]) for i in indices}
+        found: dict[int, np.ndarray] = {}
+        for start in {int(names[0]) if counted else min(wanted): None, int(names[0]): None}:
+            container.seek(start, stream=stream)
+            found = _pictures(container.decode(stream), counted, wanted, job, scaled)
+            if len(found) == len(wanted):
+                break  # else its index of keyframes lies, and it is read from the start
     if missing := len(wanted) - len(found):
         raise BadError("undecodable", f"{missing} of {len(wanted)} frames could not be decoded")
-    return np.stack([found[int(ticks[i])] for i in indices]), shown_s
+    return np.stack([found[int(names[i])] for i in indices]), shown_s
+
+
+def _timed(container: Any, stream: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The frames' ticks and seconds, by their packets: nothing is decoded for it."""
+    shown = {packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard}
+    if None in shown or not shown:
+        raise BadError("undecodable", "has frames without a time")
+    ticks = np.array(sorted(shown), np.int64)
+    return ticks, (ticks - ticks[0]) * float(stream.time_base)
+
+
+def _counted(container: Any, stream: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The frames' numbers, and seconds by the file's rate: everything is decoded for it."""
+    count = 0
+    for _ in container.decode(stream):
+        alive()
+        count += 1
+    if not count or not stream.average_rate:
+        raise BadError("undecodable", "has no frames, or no rate")
+    return np.arange(count), np.arange(count) / float(stream.average_rate)
 
 
 def _pictures(
-    container: Any, stream: Any, wanted: set[int], job: Job, scaled: tuple[int, int]
+    frames: Iterable[Any], counted: bool, wanted: set[int], job: Job, scaled: tuple[int, int]
 ) -> dict[int, np.ndarray]:
-    """Time in ticks -> picture H W 3, RGB, of the frames that are wanted, from where the container stands."""
+    """Number or ticks -> picture H W 3, RGB, of the frames that are wanted."""
     from curation.picture import Frame
 
     found: dict[int, np.ndarray] = {}
     scalers: dict[Any, Any] = {}
-    for raw in container.decode(stream):
+    for i, raw in enumerate(frames):
         alive()
-        if raw.pts in wanted:
+        name = i if counted else raw.pts
+        if name in wanted:
             turned = int(raw.rotation) % 360
             frame = Frame(0, 0.0, raw, 0 if turned % 90 else turned, scalers)
             if not found:
                 _refuse_other_shape(raw, frame.rotation, job)
-            found[raw.pts] = frame.picture(scaled[1], scaled[0])[..., ::-1]
+            found[name] = frame.picture(scaled[1], scaled[0])[..., ::-1]
         if len(found) == len(wanted):
             break
     return found

@@ -120,7 +120,7 @@ class Loader:
         self._position = (0, 0)  # epoch and global batch that rank 0 reads next
         self._pool = Pool(workers=settings.workers if workers is None else workers, stall_s=settings.stall_s)
         if not len(self.plan(0)):
-            raise UsageError(f"no sample fits a bucket: {self.plan(0).assignment.reason}")
+            raise UsageError(f"no sample fits a bucket: {self.plan(0).assignment.dropped()}")
 
     def plan(self, epoch: int) -> EpochPlan:
         """The batches of an epoch. The two that were asked for last are kept."""
@@ -277,6 +277,10 @@ class Loader:
     def _decides(self) -> str:
         text = json.dumps([self._catalogue.fingerprint, self.settings.decides], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+    def pids(self) -> list[int]:
+        """Process ids of the children that are not at work at this moment."""
+        return self._pool.pids()
 
     def close(self) -> None:
         """End the child processes."""
