@@ -12,9 +12,23 @@ if TYPE_CHECKING:  # the rest of the command line must not wait for what these i
     from collections.abc import Callable
 
     from training.data.preflight import Preflight
+    from training.vae.evaluate import Look
 
 train = typer.Typer(help="Train a model on shards.", no_args_is_help=True)
 vae = typer.Typer(help="Look at what a VAE does to videos.", no_args_is_help=True)
+
+
+_PACKAGES = ("torch", "safetensors", "torchmetrics", "tensorboard", "lpips", "decord", "fsspec")
+
+
+def _need_packages() -> None:
+    """Raises UsageError where an optional package is missing."""
+    import importlib.util
+
+    from curation.errors import UsageError
+
+    if absent := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
+        raise UsageError(f"training needs {', '.join(absent)}, not installed here: pip install 'cutroom[train]'")
 
 
 class Launcher(str, enum.Enum):
@@ -41,11 +55,14 @@ def train_vae(
     engine: Annotated[
         Launcher, typer.Option(help="Start them on this machine, or as workers of a Ray cluster.")
     ] = Launcher.processes,
-    address: Annotated[str | None, typer.Option(help="Address of a Ray cluster [default: a Ray on this machine].")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster [default: a Ray on this machine].")
+    ] = None,
     preflight: Annotated[bool, typer.Option("--preflight", help="Only say what the training will read.")] = False,
     json: Json = False,
 ) -> None:
     """Train the 3D VAE; run it again to continue."""
+    _need_packages()
     from training.recipes import find_recipe
     from training.vae.run import load, look_ahead
 
@@ -55,6 +72,107 @@ def train_vae(
         _say_preflight(look_ahead(stages), json=json)
         return
     _run("vae", file, output, changes or [], num_processes=num_processes, engine=engine, address=address, json=json)
+
+
+Source = Annotated[str, typer.Argument(metavar="SOURCE", help="A video, or shards: a run's folder, a tar, a pattern.")]
+Weights = Annotated[str, typer.Option(help="The VAE: a folder, or an id on the Hugging Face hub.")]
+Frames = Annotated[int, typer.Option(min=1, help="Of each video, from its start; made 4k+1.")]
+Height = Annotated[int, typer.Option(min=8, help="What samples of shards are cut to, px.")]
+Width = Annotated[int, typer.Option(min=8, help="What samples of shards are cut to, px.")]
+Chunk = Annotated[int, typer.Option(min=0, help="Frames that pass through at a time, a multiple of 4; 0: all.")]
+Tiled = Annotated[bool, typer.Option("--tiled", help="Large pictures in tiles, which takes less memory.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many samples.")]
+Lpips = Annotated[str | None, typer.Option(help="LPIPS too: a file with AlexNet's weights, or 'torchvision'.")]
+Device = Annotated[str | None, typer.Option(help="Such as cuda or cpu [default: a GPU if there is one].")]
+
+
+@vae.command()
+def reconstruct(
+    source: Source,
+    weights: Weights,
+    output: Annotated[Path, typer.Option("--output", help="Folder for videos and contact sheets.")] = Path(
+        "cutroom-reconstructed"
+    ),
+    frames: Frames = 49,
+    height: Height = 256,
+    width: Width = 256,
+    chunk: Chunk = 8,
+    tiled: Tiled = False,
+    limit: Limit = 8,
+    device: Device = None,
+) -> None:
+    """Pass videos through a VAE, and write them beside what came out."""
+    _need_packages()
+    from rich.console import Console
+    from rich.markup import escape
+
+    from training.vae.evaluate import Reconstructor, write
+
+    console, count = Console(highlight=False, soft_wrap=True), 0
+    model = Reconstructor(weights, _look(frames, height, width, chunk, tiled, None), device=device)
+    for found in model.each(source, limit=limit):
+        if isinstance(found, str):
+            console.print(f"failed: {escape(found)}")
+            continue
+        paths = write(found, output)
+        said = ", ".join(f"{name} {value:.4g}" for name, value in found.figures.items() if value is not None)
+        console.print(f"{escape(str(paths[0]))}: {said}")
+        count += 1
+    raise typer.Exit(0 if count else 1)
+
+
+@vae.command("eval")
+def evaluate(
+    source: Source,
+    weights: Weights,
+    frames: Frames = 17,
+    height: Height = 256,
+    width: Width = 256,
+    chunk: Chunk = 8,
+    tiled: Tiled = False,
+    limit: Limit = None,
+    lpips: Lpips = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """How near a VAE's reconstructions come: PSNR, SSIM, LPIPS and flicker."""
+    _need_packages()
+    import json as jsonlib
+
+    from rich.console import Console
+    from rich.markup import escape
+
+    from training.vae.evaluate import Reconstructor, mean
+
+    model = Reconstructor(weights, _look(frames, height, width, chunk, tiled, lpips), device=device)
+    figures, failed = [], []
+    for found in model.each(source, limit=limit):
+        if isinstance(found, str):
+            failed.append(found)
+        else:
+            figures.append(found.figures)
+    result = mean(figures)
+    if json:
+        typer.echo(jsonlib.dumps({"samples": len(figures), "failed": failed, **result}))
+    else:
+        console = Console(highlight=False, soft_wrap=True)
+        for line in failed:
+            console.print(f"failed: {escape(line)}")
+        console.print(f"{len(figures)} samples")
+        for name, value in result.items():
+            console.print(f"  {name}: {'unknown' if value is None else f'{value:.4g}'}")
+    raise typer.Exit(0 if figures else 1)
+
+
+def _look(frames: int, height: int, width: int, chunk: int, tiled: bool, lpips: str | None) -> Look:
+    from curation.errors import UsageError
+    from training.vae.config import Chunks, Tiles
+    from training.vae.evaluate import Look
+
+    if chunk % 4:
+        raise UsageError(f"--chunk {chunk}: a multiple of 4 is meant, such as 8, or 0 for all frames at once")
+    chunks = Chunks(frames=chunk, latents=chunk // 4) if chunk else None
+    return Look(frames=frames, height=height, width=width, chunks=chunks, tiles=Tiles() if tiled else None, lpips=lpips)
 
 
 def _run(
@@ -123,24 +241,34 @@ def _say_preflight(reports: dict[str, Preflight], *, json: bool) -> None:
     import json as jsonlib
 
     from rich.console import Console
+    from rich.markup import escape
 
     if json:
         typer.echo(jsonlib.dumps({name: report.to_dict() for name, report in reports.items()}))
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     for name, report in reports.items():
         if name:
             console.print(f"[bold]{name}[/]")
+        console.print(f"{report.num_samples} samples in {report.num_shards} shards; {report.steps} steps in an epoch")
         console.print(_table(report))
-        for reason, count in report.dropped.items():
-            console.print(f"  {count} left out: {reason}")
+        for kind, counts, names in (
+            ("left out", report.dropped, report.dropped_names),
+            ("bad", report.bad, report.bad_names),
+        ):
+            for reason, count in counts.items():
+                console.print(escape(f"{count} {kind}: {reason}, such as {', '.join(names[reason][:3])}"))
+        if report.without_caption:
+            console.print(f"{report.without_caption} without a caption")
 
 
 def _table(report: Preflight) -> Any:
     from rich.table import Table
 
-    rows = report.to_table()
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*(f"{value:.1%}" if isinstance(value, float) else str(value) for value in row.values()))
+    table = Table("bucket", "kind", "samples", "batches", "of", "cropped", "enlarged", "decoders", box=None)
+    for each in report.buckets:
+        sizes = f"{each.batch_size}" + (f" (last {each.last_batch})" if each.last_batch != each.batch_size else "")
+        decoders = ", ".join(f"{name} {count}" for name, count in each.decoders.items())
+        numbers = (each.samples, each.batches, sizes, f"{each.crop_loss:.1%}", each.num_enlarged)
+        table.add_row(each.bucket, each.kind, *map(str, numbers), decoders)
     return table

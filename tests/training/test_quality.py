@@ -42,6 +42,10 @@ def test_ssim_is_1_of_equal_pictures_and_0_of_noise_and_unknown_of_tiny_ones() -
     other = torch.rand(2, 3, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     assert ssim(noise, noise).tolist() == pytest.approx([1.0, 1.0])
     assert max(ssim(noise, other).abs().tolist()) < 0.05
+    flat = 0.02 * noise + 0.5
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = ssim(flat, flat + 0.001 * other)
+    assert mixed.tolist() == pytest.approx(ssim(flat, flat + 0.001 * other).tolist())
     assert math.isnan(ssim(noise[..., :8, :8], other[..., :8, :8])[0])
 
 

@@ -13,6 +13,7 @@ import torch
 from curation.errors import UsageError
 from training.data.held_out import open_parts
 from training.data.loader import Batch, Loader
+from training.data.preflight import Preflight, preflight
 from training.data.settings import DataSettings
 from training.distributed import World, find_world, joined
 from training.loop import WEIGHTS, Trainer
@@ -107,6 +108,23 @@ def train_vae(
             figures = _train(config, start, folder, world, say)
             before = folder
     return figures
+
+
+def look_ahead(stages: Sequence[TrainingStage[VAETraining]]) -> dict[str, Preflight]:
+    """What each stage will read, by its name.
+
+    Raises:
+        UsageError: a bucket that no sample goes to, or nothing to judge by.
+    """
+    return {
+        stage.name: preflight(stage.config.data, catalogue=open_parts(stage.config.data, stage.config.data.held_out)[0])
+        for stage in stages
+    }
+
+
+def on_worker(request: dict[str, Any]) -> None:
+    """What each worker of a Ray cluster does."""
+    train_vae(Path(request["file"]), Path(request["output"]), changes=request["changes"])
 
 
 def _train(

@@ -82,7 +82,7 @@ class VAETask(Task):
         span, latents = self._span(video.shape[2])
         original = video[:, :, span]
         shape = self._vae.latent_shape(*video.shape[2:])
-        noise = torch.randn((len(video), *shape), generator=rng, device=rng.device)[:, :, latents]
+        noise = torch.randn((len(video), *shape), generator=rng, device=rng.device, dtype=video.dtype)[:, :, latents]
         with context_parallel(self._vae, self._world.context) if self._world.context else contextlib.nullcontext():
             made, posterior = self._vae(original, noise=noise)
         share = original.shape[2] / video.shape[2]
@@ -90,14 +90,15 @@ class VAETask(Task):
             gradient, figures = self._gradient(made, original, share, rng, plays=self._plays(step))
             kl = posterior.kl().sum() / video.numel()  # in nats per pixel value
             # The gradient at the reconstruction stands for the losses it came from.
-            value = (made.float() * gradient).sum() / len(video) + self._settings.kl * kl
+            value = (_exact(made) * gradient).sum() / len(video) + self._settings.kl * kl
         if self._plays(step):
             self._pairs.append((made.detach(), original))
         figures = {name: each.mean() for name, each in figures.items()}
         return Loss(value, {**figures, "kl": kl, "loss": figures["loss"] + self._settings.kl * kl})
 
     def _video(self, batch: Batch) -> Tensor:
-        return batch.video.to(self._world.device, non_blocking=True).float() / 127.5 - 1
+        dtype = next(self._vae.parameters()).dtype
+        return batch.video.to(self._world.device, non_blocking=True).to(dtype) / 127.5 - 1
 
     def _span(self, num_frames: int) -> tuple[slice, slice]:
         """The frames, and the latents, that are this rank's."""
@@ -111,7 +112,7 @@ class VAETask(Task):
         self, made: Tensor, original: Tensor, share: float, rng: torch.Generator, *, plays: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The gradient of each sample's loss at its reconstruction, and this rank's share of each sample's figures."""
-        shown = made.detach().float().requires_grad_()
+        shown = _exact(made.detach()).requires_grad_()
         with torch.enable_grad():
             difference = shown - original
             each = difference.abs() if self._settings.reconstruction == "l1" else difference.square()
@@ -170,7 +171,8 @@ class VAETask(Task):
             figures = {"psnr": psnr(made, original), "ssim": ssim(made, original), "flicker": flicker(made, original)}
             figures["count"] = torch.ones(len(made))
             if self._perceptual is not None:
-                figures["lpips"] = self._perceptual(made.float(), original)
+                with torch.autocast(self._world.device.type, enabled=False):
+                    figures["lpips"] = self._perceptual(made.float(), original)
             kind = "images" if original.shape[2] == 1 else "videos"
             for name, values in figures.items() if not batch.is_padding else ():
                 sums[kind, name] += float(values.double().sum())
@@ -185,6 +187,11 @@ class VAETask(Task):
 
     def save(self, folder: Path, weights: dict[str, Tensor]) -> None:
         self._vae.save_pretrained(folder, state=weights)
+
+
+def _exact(values: Tensor) -> Tensor:
+    """In float32 at least: losses are not to be rounded as products are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _draw(name: Path, rows: Sequence[Any]) -> None:
