@@ -7,12 +7,14 @@ Suffixes in this file: B requests, L tokens.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from captioning.plain import control_tokens, plain
 from captioning.requests import Reply, Request
 from curation.errors import UsageError
 from curation.model_files import MissingWeightsError, check_weights, located
@@ -121,18 +123,22 @@ def encode(processor: Any, requests: Sequence[Request], *, answers: Sequence[str
         answers: to learn: they follow the requests, padded on the right, and there are ``labels`` (B L) with the
             tokens of the answer and of its end, and ``IGNORED`` everywhere else.
 
+    Control tokens that stand in a prompt or an answer are broken up: there they are text.
+
     Raises:
         UsageError: there are pictures and the model reads only text.
     """
     import torch
 
+    controls = control_tokens(processor)
+    requests = [dataclasses.replace(request, prompt=plain(request.prompt, controls)) for request in requests]
     texts = [_prompt(processor, request) for request in requests]
     batch = _prepare(processor, requests, texts)
     if answers is None:
         return batch
     tokenizer = tokenizer_of(processor)
     endings = [
-        _ending(processor, request, text, answer)
+        _ending(processor, request, text, plain(answer, controls))
         for request, text, answer in zip(requests, texts, answers, strict=True)
     ]
     answered = tokenizer(endings, add_special_tokens=False)["input_ids"]
@@ -249,9 +255,10 @@ def _ending(processor: Any, request: Request, prompt: str, answer: str) -> str:
         processor, [*_conversation(processor, request), {"role": "assistant", "content": content}], open_end=False
     )
     before, found, after = whole.removeprefix(prompt).partition(answer) if whole.startswith(prompt) else ("", "", "")
-    specials = [token for token in tokenizer.all_special_tokens if token in after] if found else []
-    end = min(specials, key=after.index, default=tokenizer.eos_token)
-    return before + answer + end
+    if not found:  # the template writes answers in another way than it asks for them
+        return str(answer + tokenizer.eos_token)
+    specials = [token for token in tokenizer.all_special_tokens if token in after]
+    return str(before + answer + min(specials, key=after.index, default=tokenizer.eos_token))
 
 
 def _prepare(processor: Any, requests: Sequence[Request], texts: list[str]) -> BatchFeature:
