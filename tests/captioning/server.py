@@ -73,6 +73,8 @@ class Behaviour:
     models: tuple[str, ...] = ("teller",)
     gone_after: int | None = None  # answers; after that, connections end without one
     silent: bool = False  # does not count tokens
+    page: bytes | None = None  # answers everything with this, as what is no such server does
+    page_type: str = "text/html"
 
 
 class Server:
@@ -119,7 +121,9 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        if self._is_let_in():
+        if self.teller.behaviour.page is not None:
+            self._send(200, self.teller.behaviour.page, self.teller.behaviour.page_type)
+        elif self._is_let_in():
             models = [{"id": model, "object": "model"} for model in self.teller.behaviour.models]
             self._reply(200, {"object": "list", "data": models})
 
@@ -127,7 +131,9 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         what, delay = self.teller.decide()
         time.sleep(delay)
-        if what == "dropped":
+        if self.teller.behaviour.page is not None:
+            self._send(200, self.teller.behaviour.page, self.teller.behaviour.page_type)
+        elif what == "dropped":
             self.close_connection = True
             with contextlib.suppress(OSError):
                 self.connection.shutdown(socket.SHUT_RDWR)
@@ -165,10 +171,12 @@ class Handler(BaseHTTPRequestHandler):
         return False
 
     def _reply(self, status: int, body: dict[str, Any]) -> None:
-        payload = json.dumps(body).encode()
+        self._send(status, json.dumps(body).encode(), "application/json")
+
+    def _send(self, status: int, payload: bytes, kind: str) -> None:
         with contextlib.suppress(OSError):  # the client has gone
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(payload)))
             self.end_headers()
             self.wfile.write(payload)

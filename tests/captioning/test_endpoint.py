@@ -81,7 +81,7 @@ def test_a_cap_on_spending_stops_the_questions() -> None:
         answers = ask(endpoint, 50)
         assert 10 <= server.answered.total() <= 12
     assert sum(isinstance(answer, Reply) for answer in answers) == server.answered.total()
-    assert "max_usd is reached: this run has spent 0.01 USD" in str(answers[-1])
+    assert "max_usd is reached: this stage has spent 0.01 USD" in str(answers[-1])
 
 
 def test_a_cap_needs_a_server_that_counts() -> None:
@@ -95,6 +95,40 @@ def test_requests_per_minute_are_kept_to() -> None:
         started = time.monotonic()
         ask(Endpoint(url=server.url, requests_per_minute=600), 6)
         assert time.monotonic() - started >= 0.5
+
+
+def test_what_is_tried_again_counts_among_the_requests_per_minute() -> None:
+    with serving(Behaviour(errors=1.0)) as server:
+        started = time.monotonic()
+        ask(Endpoint(url=server.url, requests_per_minute=60, retries=1, concurrency=4), 2)
+        assert server.num_requests == 4
+        assert time.monotonic() - started >= 3  # the pauses of the client alone take a second
+
+
+@pytest.mark.parametrize(
+    ("page", "kind"),
+    [(b"<html>hello</html>", "text/html"), (b"[1]", "application/json"), (b'{"choices": [1]}', "application/json")],
+)
+def test_an_answer_of_another_kind_of_server_costs_the_question_only(page: bytes, kind: str) -> None:
+    with serving(Behaviour(page=page, page_type=kind)) as server:
+        answers = ask(Endpoint(url=server.url, retries=0, concurrency=4), 50)
+        assert server.num_requests <= 8 + 4, "it went on asking"
+    assert all(isinstance(answer, NotNowError) for answer in answers)
+
+
+def test_a_message_of_nothing_holds_no_text() -> None:
+    page = b'{"choices": [{"message": null, "finish_reason": "stop"}]}'
+    with serving(Behaviour(page=page, page_type="application/json")) as server:
+        assert "holds no text" in str(ask(Endpoint(url=server.url, retries=0), 1)[0])
+
+
+@pytest.mark.parametrize(("page", "kind"), [(b"<html>hello</html>", "text/html"), (b"[1]", "application/json")])
+def test_another_kind_of_server_is_said_before_any_work(page: bytes, kind: str) -> None:
+    with (
+        serving(Behaviour(page=page, page_type=kind)) as server,
+        pytest.raises(UsageError, match="not as an OpenAI-compatible server"),
+    ):
+        Endpoint(url=server.url).check("teller")
 
 
 def test_more_fields_reach_the_server() -> None:
