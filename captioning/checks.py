@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import pyarrow as pa
 from annotated_types import Len
 
@@ -143,22 +144,21 @@ def repetition(text: str) -> float:
     "round and round" and "higher and higher" are none. A sentence of four words or more counts when it was said before.
     """
     said = tokens(text)
-    again = [False] * len(said)
+    names = np.unique(said, return_inverse=True)[1]  # numbers: a transcript of an hour must take no minutes
+    again = np.zeros(len(said), bool)
     for period in range(1, len(said) // 2 + 1):
-        run = 0
-        for i in range(period, len(said) + 1):
-            if i < len(said) and said[i] == said[i - period]:
-                run += 1
-                continue
-            if run >= max(period, min(3 * period, 6)):
-                again[i - run : i] = [True] * run
-            run = 0
+        same, shortest = names[period:] == names[:-period], max(period, min(3 * period, 6))
+        if np.count_nonzero(same) < shortest:
+            continue
+        first, end = np.flatnonzero(np.diff(same, prepend=False, append=False)).reshape(-1, 2).T + period
+        for i in np.flatnonzero(end - first >= shortest):
+            again[first[i] : end[i]] = True
     place, known = 0, set()
     for sentence in sentences(text):
         here = tokens(sentence)
         content = tuple(token for token in here if token[0].isalnum())
         if len(content) >= 4 and content in known:
-            again[place : place + len(here)] = [True] * len(here)
+            again[place : place + len(here)] = True
         known.add(content)
         place += len(here)
-    return sum(again) / len(said) if said else 0.0
+    return float(again.mean()) if said else 0.0

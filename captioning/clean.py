@@ -98,7 +98,7 @@ def clean(
 
 _FENCE = re.compile(r"^[ \t]*(?:```[^`\n]*|~~~[^~\n]*|[-*_](?:[ \t]*[-*_]){2,}[ \t]*)$", re.MULTILINE)
 _HEADING = re.compile(r"[ \t]*(?:#{1,6}[ \t]+(?P<plain>.*?)[ \t#]*|(?:\*\*|__)(?P<bold>[^*_]+)(?:\*\*|__):?[ \t]*)$")
-_ITEM = re.compile(r"[ \t]*(?:[-*•][ \t]+|>[ \t]?)(?P<text>.*)$")
+_ITEM = re.compile(r"(?:[ \t]*(?:[-*•][ \t]+|>))+[ \t]*(?P<text>.*)$")
 _NUMBERED = re.compile(r"[ \t]*\d{1,2}[.)][ \t]+(?P<text>.*)$")
 _INLINE = (
     (re.compile(r"<br\s*/?>", re.IGNORECASE), " "),

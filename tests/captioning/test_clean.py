@@ -206,3 +206,8 @@ def test_clean_captions_are_no_scores(tmp_path: Path) -> None:
     plan = load_plan("mine", tmp_path / "mine.yaml")
     assert plan.scores == []
     assert set(CLEANED.names) <= set(plan.clip_schema.names)
+
+
+@pytest.mark.timeout(5)  # one dash at a time it took 10 s
+def test_a_long_row_of_dashes_is_cleaned_in_no_time() -> None:
+    assert clean("- " * 5000 + "A dog runs.") == ("A dog runs.", ["markdown"])
