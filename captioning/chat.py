@@ -47,7 +47,13 @@ def load(source: str, *, device: str, dtype: str) -> tuple[Any, Any]:
     import torch
 
     mend()
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoProcessor,
+        AutoTokenizer,
+        GenerationConfig,
+    )
 
     kind = kind_of(source)
     source = located(source)
@@ -69,6 +75,10 @@ def load(source: str, *, device: str, dtype: str) -> tuple[Any, Any]:
         raise UsageError(f"the model {source} has no chat template; use one that was tuned to answer (-Instruct, -it)")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    # Settings that come with a model are for chatting: a penalty on words said before changes captions, here and in
+    # every model that is made of this one.
+    marks = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+    model.generation_config = GenerationConfig(**{name: getattr(model.generation_config, name) for name in marks})
     return model.to(device).eval(), processor
 
 
@@ -181,7 +191,6 @@ def generate(
     if temperature:
         torch.manual_seed(seed ^ int(requests[0].digest()[:8], 16))
     with torch.inference_mode():
-        # Sampling settings that come with a model are for chatting.
         output = model.generate(
             **batch,
             max_new_tokens=most,
@@ -189,7 +198,6 @@ def generate(
             num_beams=1,
             top_p=None,
             top_k=None,
-            repetition_penalty=None,
             pad_token_id=tokenizer.pad_token_id,
         )
     stops = end_tokens(model, processor)

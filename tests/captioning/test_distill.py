@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from captioning.prompts import Prompt
 from captioning.question import Question
 from captioning.small import Size, make_small
 from captioning.stages import Caption
-from captioning.tuning import Settings
+from captioning.tuning import Settings, prepare
 from captioning.world import PROMPT, make_world
 from curation.curate import attach_sheets
 from curation.errors import UsageError
@@ -198,6 +199,20 @@ def test_plain_transformers_gives_the_same_captions(finished: Path, world: Path)
         theirs.append(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
     sheets.close()
     assert theirs == captions(finished, world, 4)
+
+
+def test_settings_for_chatting_do_not_go_on(base: str, tmp_path: Path) -> None:
+    """Plain transformers would follow them, and say something else than what the training has judged."""
+    chatty = shutil.copytree(base, tmp_path / "chatty")
+    settings = json.loads((chatty / "generation_config.json").read_text())
+    more = {"do_sample": True, "temperature": 0.1, "repetition_penalty": 1.05, "no_repeat_ngram_size": 3}
+    (chatty / "generation_config.json").write_text(json.dumps({**settings, **more}))
+    prepare(str(chatty), QUICK, device="cpu").save(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert {name: saved[name] for name in ("eos_token_id", "pad_token_id")} == {
+        name: settings[name] for name in ("eos_token_id", "pad_token_id")
+    }
+    assert not [name for name in more if saved.get(name)]
 
 
 def test_version_2_asks_what_the_model_was_taught(finished: Path, world: Path) -> None:
