@@ -58,6 +58,8 @@ def enhance(
     """
     sampling = sampling or Sampling()
     asked = load_prompt(template, ("examples", "prompt"))
+    if "prompt" not in asked.names:
+        raise UsageError(f"the template {template} has no $prompt: every prompt would become the same")
     if empty := [prompt for prompt in prompts if not prompt.strip()]:
         raise UsageError(f"the prompt {empty[0]!r} is empty")
     captions = read_captions(run)

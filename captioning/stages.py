@@ -106,8 +106,8 @@ class Caption(Captioner):
     Args:
         version: v1: a language model writes it from ``frame_captions`` and ``short_caption``. v2: a video-language
             model sees the clip; meant for one that ``cutroom caption distill`` has taught what v1 writes, which is then
-            asked as it was taught (prompt, frames, max_tokens). direct: the same by a model as it comes, a single step
-            as in Open-Sora.
+            asked as it was taught (prompt, frames, max_tokens, video or images). direct: the same by a model as it
+            comes, a single step as in Open-Sora.
         camera: v1 only: hand the camera's motion, as the stage ``motion`` has measured it, to the language model.
         max_frames: v2 and direct: of a clip, spread over it.
         see: v2 and direct: the frames as one video, or as several images.
@@ -146,11 +146,17 @@ class Caption(Captioner):
 
     @property
     def asks_for_video(self) -> bool:
-        return self.version != "v1" and self.see == "video"
+        return self.version != "v1" and self.see == "video" and not self._as_taught
 
     def check(self) -> None:
         if self.camera and self.version != "v1":
             raise UsageError(f"camera: true is for version v1; in {self.version} the model sees the camera itself")
+        if self.camera and "camera" not in self.filled.names:
+            raise UsageError(f"camera: true, and the prompt {self.prompt} has no $camera")
+        if self.version == "v1" and not {"frame_captions", "short_caption"} & self.filled.names:
+            raise UsageError(
+                f"the prompt {self.prompt} has neither $frame_captions nor $short_caption: nothing to sum up"
+            )
         super().check()
 
     @functools.cached_property
@@ -171,16 +177,15 @@ class Caption(Captioner):
 
     def requests(self, clip: dict[str, Any]) -> list[Request]:
         if self.version != "v1":
-            return about_all(self.question, readable(clip["frames"]), video=self.asks_for_video)
-        if not clip["frame_captions"] and not clip["short_caption"]:
-            return []
+            video = self.asks_for_video or self._as_taught  # the latter as far as the model takes videos at all
+            return about_all(self.question, readable(clip["frames"]), video=video)
+        frames = [frame for frame in clip["frame_captions"] or () if frame["text"]]
+        if not frames and not clip["short_caption"]:
+            return []  # of nothing a language model writes something all the same
         phrase = camera_phrase(clip["camera_motion"]) if self.camera else ""
         notes = {
             "short_caption": clip["short_caption"] or "(not known)",
-            "frame_captions": "\n".join(
-                f"{frame['t_s']:.1f}: {frame['text']}" for frame in clip["frame_captions"] or ()
-            )
-            or "(none)",
+            "frame_captions": "\n".join(f"{frame['t_s']:.1f}: {frame['text']}" for frame in frames) or "(none)",
             "camera": f"As measured, {phrase}." if phrase else "",
         }
         return [Request(prompt=self.filled.fill(notes), max_tokens=self.max_tokens)]

@@ -215,6 +215,32 @@ def test_without_notes_there_is_nothing_to_summarise() -> None:
     assert done["status"].to_pylist() == ["kept", "kept"]
 
 
+def test_frames_of_which_nothing_was_said_are_no_notes() -> None:
+    stage = Caption(model="tests.captioning.scripted:describe")
+    clip: dict[str, Any] = {
+        "frame_captions": [{"t_s": 0.5, "text": ""}, {"t_s": 1.5, "text": ""}],
+        "short_caption": None,
+    }
+    assert stage.requests(clip) == []
+    clip["frame_captions"][1]["text"] = "a dog"
+    assert "Frames:\n1.5: a dog\n" in stage.requests(clip)[0].prompt
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Write something about $short_caption.", r"camera: true, and the prompt .* has no \$camera"),
+        ("Write something nice, $camera.", "nothing to sum up"),
+    ],
+)
+def test_a_prompt_that_drops_what_it_is_given_is_a_mistake(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "own.txt").write_text(text, encoding="utf-8-sig")
+    stage = Caption(model="tests.captioning.scripted:describe", prompt=str(tmp_path / "own.txt"), camera=True)
+    with pytest.raises(UsageError, match=message):
+        stage.check()
+    assert stage.filled.text == text, "the mark of the byte order is no part of a prompt"
+
+
 def test_frames_are_spread_over_the_clip() -> None:
     frames = [{"t_s": float(i)} for i in range(10)]
     assert [frame["t_s"] for frame in spread(frames, 2)] == [2, 7]

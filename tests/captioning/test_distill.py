@@ -253,6 +253,12 @@ def test_lora_merged_gives_the_same_captions_as_lora_beside_the_base(build: Any,
     assert said == [reply.text for reply in generate(beside, processor, requests)]
     assert said != untaught
     assert json.loads((output / RECORD).read_text())["settings"]["method"] == "lora"
+    # As it was taught, whether the base takes videos or not and whatever the pipeline says.
+    for see in ("video", "images"):
+        stage = Caption(version="v2", model=str(output), see=see)  # type: ignore[arg-type]
+        stage.check()
+        frames = [{"t_s": t_s, "jpeg": jpeg} for t_s, jpeg in zip(requests[0].times, requests[0].images, strict=True)]
+        assert stage.requests({"frames": frames}) == requests[:1]
 
 
 _SCRIPT = """
