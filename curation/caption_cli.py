@@ -105,6 +105,9 @@ def evaluate(
         Path | None, typer.Option(help="JSON of what is known: clip_id -> attribute -> word; adds recall.")
     ] = None,
     table: Annotated[Path | None, typer.Option(help="Parquet file for both captions of every clip.")] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="CLIP for match_score: a folder or a hub id [default: that of the run].")
+    ] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="Load the model on the GPU.")] = False,
     json: Json = False,
 ) -> None:
@@ -114,16 +117,21 @@ def evaluate(
 
     from captioning.evaluate import evaluate as evaluate_model
     from captioning.evaluate import read_truth_file
+    from curation.caption_match import find_matcher
     from curation.errors import UsageError
 
     if table is not None and not table.absolute().parent.is_dir():
         raise UsageError(f"--table {table}: name a file in a folder that exists")
     known = read_truth_file(truth) if truth else None
-    done = evaluate_model(run, model, truth=known, limit=limit, gpu=gpu, table=table)
+    found = find_matcher(run, clip, gpu=gpu)
+    match, unknown = (None, found) if isinstance(found, str) else (found, None)
+    done = evaluate_model(run, model, truth=known, limit=limit, gpu=gpu, match=match, table=table)
     if json:
-        print(jsonlib.dumps(dataclasses.asdict(done), indent=1))
+        print(jsonlib.dumps({**dataclasses.asdict(done), "match_score_unknown": unknown}, indent=1))
     else:
         _say(done)
+        if unknown:
+            print(f"match_score is unknown: {unknown}")
 
 
 def _say(done: Evaluation) -> None:
@@ -133,7 +141,7 @@ def _say(done: Evaluation) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    which = {True: "held out", False: "some of them learnt from", None: "learnt from or not"}[done.held_out]
+    which = "held out" if done.held_out else "learnt from or not"
     table = Table(title=f"{done.num_clips} clips, {which}", title_justify="left", box=None)
     for heading in ("", "captions of the run", "model"):
         table.add_column(heading, justify="right" if heading else "left")
