@@ -86,7 +86,9 @@ class ShortCaption(Captioner):
         return self.see == "video"
 
     def requests(self, clip: dict[str, Any]) -> list[Request]:
-        question = Question(prompt=self.filled.fill({}), frames=self.max_frames, max_tokens=self.max_tokens)
+        question = Question(
+            prompt=self.filled.fill({}), frames=self.max_frames, long_side_px=None, max_tokens=self.max_tokens
+        )
         return about_all(question, readable(clip["frames"]), video=self.asks_for_video)
 
     def result(self, clip: dict[str, Any], replies: list[Reply]) -> dict[str, Any]:
@@ -109,7 +111,8 @@ class Caption(Captioner):
             asked as it was taught (prompt, frames, max_tokens, video or images). direct: the same by a model as it
             comes, a single step as in Open-Sora.
         camera: v1 only: hand the camera's motion, as the stage ``motion`` has measured it, to the language model.
-        max_frames: v2 and direct: of a clip, spread over it.
+        max_frames, long_side_px: v2 and direct: how many frames, spread over the clip, and to what size larger ones are
+            scaled down. By default 8 of 448 px for v2, as ``distill`` teaches it; 16 as they are for direct.
         see: v2 and direct: the frames as one video, or as several images.
         prompt: by version: summary-1, video-1, or images-1 where images are seen.
 
@@ -122,10 +125,14 @@ class Caption(Captioner):
     prompt: str = ""
     max_tokens: Annotated[int, Ge(1)] = 320
     camera: bool = False
-    max_frames: Annotated[int, Ge(1)] = 16
+    max_frames: Annotated[int, Ge(1)] | None = None
+    long_side_px: Annotated[int, Ge(28)] | None = None
     see: Literal["video", "images"] = "video"
 
     def __post_init__(self) -> None:
+        taught = self.version == "v2"
+        self.max_frames = self.max_frames or (Question.frames if taught else _FRAMES)
+        self.long_side_px = self.long_side_px or (Question.long_side_px if taught else None)
         self._own_prompt = bool(self.prompt)
         self.prompt = self.prompt or ("summary-1" if self.version == "v1" else _OF_FRAMES[self.see])
         super().__post_init__()
@@ -168,7 +175,12 @@ class Caption(Captioner):
         """What a model that sees the clip is asked."""
         if self._as_taught:
             return read_question(Path(self.model))
-        return Question(prompt=super().filled.fill({}), frames=self.max_frames, max_tokens=self.max_tokens)
+        return Question(
+            prompt=super().filled.fill({}),
+            frames=self.max_frames or _FRAMES,
+            long_side_px=self.long_side_px,
+            max_tokens=self.max_tokens,
+        )
 
     @property
     def _as_taught(self) -> bool:
@@ -201,6 +213,7 @@ class Caption(Captioner):
         }
 
 
+_FRAMES = 16  # of a clip that is seen whole, by a model as it comes
 _OF_FRAMES = {"video": "video-1", "images": "images-1"}
 
 

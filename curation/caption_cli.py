@@ -40,6 +40,7 @@ def distill(
     ),
     prompt: Annotated[str | None, typer.Option(help="What is asked of every clip.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of a contact sheet, at most.")] = None,
+    long_side_px: Annotated[int | None, typer.Option(min=28, help="Size of a frame, at most.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Length of a caption, at most.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="At its highest.")] = None,
     optimiser: Annotated[
@@ -66,7 +67,7 @@ def distill(
     from captioning.question import Question
     from captioning.tuning import Settings
 
-    asked: dict[str, Any] = {"prompt": prompt, "frames": frames, "max_tokens": max_tokens}
+    asked: dict[str, Any] = {"prompt": prompt, "frames": frames, "long_side_px": long_side_px, "max_tokens": max_tokens}
     chosen: dict[str, Any] = {
         "method": method.value,
         "learning_rate": learning_rate,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from captioning.question import Question
 from captioning.requests import Request
 from captioning.stages import Caption, FrameCaptions, spread
 from curation.config import load_plan
@@ -239,6 +241,16 @@ def test_a_prompt_that_drops_what_it_is_given_is_a_mistake(tmp_path: Path, text:
     with pytest.raises(UsageError, match=message):
         stage.check()
     assert stage.filled.text == text, "the mark of the byte order is no part of a prompt"
+
+
+def test_version_2_is_asked_as_a_model_is_taught_by_default() -> None:
+    model = "tests.captioning.scripted:describe"
+    taught, direct = Caption(model=model, version="v2"), Caption(model=model, version="direct")
+    assert dataclasses.replace(taught.question, prompt="?", max_tokens=1) == Question(prompt="?", max_tokens=1)
+    assert (direct.question.frames, direct.question.long_side_px) == (16, None)
+    assert taught.settings()["long_side_px"] == 448, "another default must be another mark"
+    chosen = Caption(model=model, version="v2", max_frames=3, long_side_px=99).question
+    assert (chosen.frames, chosen.long_side_px) == (3, 99)
 
 
 def test_frames_are_spread_over_the_clip() -> None:

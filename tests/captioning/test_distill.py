@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -13,15 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from benchmarks.distill import Asked, accuracy, captions_by, shuffle_captions
 from captioning.chat import generate, load
 from captioning.distill import LOG, RECORD, Distilled, distill
 from captioning.examples import Sheets, read_examples, split
 from captioning.prompts import Prompt
-from captioning.question import Question
+from captioning.question import Question, read_question
 from captioning.small import Size, make_small
 from captioning.stages import Caption
 from captioning.tuning import Settings, prepare
@@ -109,10 +112,27 @@ def test_only_kept_clips_with_a_caption_are_learnt(world: Path, tmp_path: Path) 
 
 def test_a_sheet_of_many_frames_is_thinned_evenly() -> None:
     sheet = [(float(i), bytes([i])) for i in range(20)]
-    request = Question(prompt="?", frames=5).of(sheet)
+    request = Question(prompt="?", frames=5, long_side_px=None).of(sheet)
     assert request.times == (0.0, 5.0, 10.0, 14.0, 19.0)
     assert request.images == tuple(bytes([int(t)]) for t in request.times)
-    assert Question(prompt="?", frames=32).of(sheet).times == tuple(t for t, _ in sheet)
+    assert Question(prompt="?", frames=32, long_side_px=None).of(sheet).times == tuple(t for t, _ in sheet)
+
+
+def test_large_pictures_are_scaled_down_and_small_ones_are_not_touched() -> None:
+    sheet = [(0.0, tiny.jpeg(1, width=640, height=360)), (0.5, tiny.jpeg(2, width=448, height=252))]
+    request = Question().of(sheet)
+    small = Image.open(io.BytesIO(request.images[0]))
+    assert small.size == (448, 252)
+    expected = Image.open(io.BytesIO(sheet[0][1])).resize((448, 252), Image.Resampling.BOX)
+    assert np.abs(np.asarray(small, int) - np.asarray(expected, int)).mean() < 3
+    assert request.images[1] == sheet[1][1]
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        Question().of([(0.0, b"\xff\xd8torn")])
+
+
+def test_a_model_taught_before_sizes_were_chosen_sees_all_pixels(tmp_path: Path) -> None:
+    (tmp_path / RECORD).write_text(json.dumps({"question": {"prompt": "?", "frames": 16, "max_tokens": 9}}))
+    assert read_question(tmp_path) == Question(prompt="?", frames=16, long_side_px=None, max_tokens=9)
 
 
 def test_sheets_are_those_of_the_table(world: Path, tmp_path: Path) -> None:
@@ -129,7 +149,7 @@ def test_the_record_says_what_was_learnt(finished: Path, world: Path, base: str)
     record = json.loads((finished / RECORD).read_text())
     assert record["held_out"] == [e.clip_id for e in split(read_examples(world), 0.1)[1]]
     assert (record["run"], record["base"], record["num_clips"]) == (str(world), base, 80)
-    assert record["question"] == {"prompt": PROMPT, "frames": 8, "max_tokens": 24}
+    assert record["question"] == {"prompt": PROMPT, "frames": 8, "long_side_px": 448, "max_tokens": 24}
     assert (record["caption_versions"], record["caption_models"]) == (["v1"], ["truth"])
     assert record["stopped"] == "epochs"
     assert record["steps"] == (80 - len(record["held_out"])) // 8 * 2
