@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import BatchFeature
 
 IGNORED = -100  # label of tokens that are not learnt; PyTorch's cross entropy leaves them out
-_FASTEST_FPS = 4.0  # see _fps
+_FASTEST_FPS = 4.0  # see frame_rate
 _UNKNOWN_FPS = 2.0
 
 
@@ -308,7 +308,7 @@ def _decode(jpegs: Sequence[bytes], *, alike: bool) -> list[Image]:
 
 def _metadata(request: Request, images: Sequence[Image]) -> dict[str, Any]:
     """What a video processor wants to know of a video whose every frame is given."""
-    fps = _fps(request.times)
+    fps = frame_rate(request.times)
     return {
         "total_num_frames": len(images),
         "fps": fps,
@@ -319,7 +319,7 @@ def _metadata(request: Request, images: Sequence[Image]) -> dict[str, Any]:
     }
 
 
-def _fps(times: Sequence[float]) -> float:
+def frame_rate(times: Sequence[float]) -> float:
     """Frames per second of a contact sheet.
 
     No more than 4: Qwen2.5-VL counts time in half seconds and joins frames in twos, so from closer frames on its

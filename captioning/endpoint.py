@@ -14,6 +14,8 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt
 
+from captioning.chat import frame_rate
+from captioning.mp4 import mp4
 from captioning.requests import Reply, Request, Sampling
 from curation.errors import NotNowError, UsageError, nearest, one_line
 
@@ -141,13 +143,15 @@ class EndpointBackend:
             )
             return self._answered(answer)
         except Exception as error:  # of the client, the network or the server, whatever they raise or answer
-            return self._failed(error)
+            return self._failed(error, request)
 
-    def _failed(self, error: Exception) -> NotNowError:
+    def _failed(self, error: Exception, request: Request) -> NotNowError:
         import openai
 
         hopeless = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
-        why = NotNowError(f"{self.endpoint.url}: {one_line(error.__cause__ or error)}")
+        refused = isinstance(error, (openai.BadRequestError, openai.UnprocessableEntityError))
+        hint = " (if the server takes no video_url, say see: images)" if refused and request.video else ""
+        why = NotNowError(f"{self.endpoint.url}: {one_line(error.__cause__ or error)}{hint}")
         with self._lock:
             self._failures += 1
             if isinstance(error, hopeless) or self._failures >= max(8, 2 * self.endpoint.concurrency):
@@ -211,9 +215,15 @@ class _Turns:
 
 
 def content(request: Request) -> list[dict[str, Any]]:
-    """A request in the words of the chat completions API: pictures in time order, then the text."""
-    pictures: list[dict[str, Any]] = [
-        {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"}}
-        for image in request.images
+    """A request in the words of the chat completions API: pictures in time order, or a video, then the text.
+
+    Videos are an addition of vLLM and SGLang; what they pick of one is theirs to say (vLLM: up to 32 frames).
+    """
+    seen = [("image_url", "image/jpeg", image) for image in request.images]
+    if request.video and request.images:
+        seen = [("video_url", "video/mp4", mp4(request.images, frame_rate(request.times)))]
+    parts: list[dict[str, Any]] = [
+        {"type": kind, kind: {"url": f"data:{mime};base64,{base64.b64encode(data).decode()}"}}
+        for kind, mime, data in seen
     ]
-    return [*pictures, {"type": "text", "text": request.prompt}]
+    return [*parts, {"type": "text", "text": request.prompt}]

@@ -67,7 +67,7 @@ class ShortCaption(Captioner):
 
     Args:
         max_frames: of a clip, spread over it.
-        see: the frames as one video, or as several images, which every endpoint takes.
+        see: the frames as one video, or as several images, which every endpoint takes; vLLM and SGLang take videos.
 
     After CogVideoX (Yang et al. 2024, section 3.4), whose short captions are Panda-70M's.
     """
@@ -113,7 +113,7 @@ class Caption(Captioner):
         camera: v1 only: hand the camera's motion, as the stage ``motion`` has measured it, to the language model.
         max_frames, long_side_px: v2 and direct: how many frames, spread over the clip, and to what size larger ones are
             scaled down. By default 8 of 448 px for v2, as ``distill`` teaches it; 16 as they are for direct.
-        see: v2 and direct: the frames as one video, or as several images.
+        see: v2 and direct: the frames as one video, or as several images, as for ``short_caption``.
         prompt: by version: summary-1, video-1, or images-1 where images are seen.
 
     After CogVideoX (Yang et al. 2024, section 3.4); its prompts were not published, these are ours.
@@ -197,7 +197,8 @@ class Caption(Captioner):
         phrase = camera_phrase(clip["camera_motion"]) if self.camera else ""
         notes = {
             "short_caption": clip["short_caption"] or "(not known)",
-            "frame_captions": "\n".join(f"{frame['t_s']:.1f}: {frame['text']}" for frame in frames) or "(none)",
+            "frame_captions": "\n".join(f"{frame['t_s']:.1f}: {' '.join(frame['text'].split())}" for frame in frames)
+            or "(none)",
             "camera": f"As measured, {phrase}." if phrase else "",
         }
         return [Request(prompt=self.filled.fill(notes), max_tokens=self.max_tokens)]

@@ -224,8 +224,8 @@ def test_frames_of_which_nothing_was_said_are_no_notes() -> None:
         "short_caption": None,
     }
     assert stage.requests(clip) == []
-    clip["frame_captions"][1]["text"] = "a dog"
-    assert "Frames:\n1.5: a dog\n" in stage.requests(clip)[0].prompt
+    clip["frame_captions"][1]["text"] = "a dog\n\n1.0: runs"
+    assert "Frames:\n1.5: a dog 1.0: runs\n" in stage.requests(clip)[0].prompt
 
 
 @pytest.mark.parametrize(
