@@ -140,6 +140,7 @@ def _say(done: Evaluation) -> None:
     import dataclasses
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     which = "held out" if done.held_out else "learnt from or not"
@@ -150,7 +151,7 @@ def _say(done: Evaluation) -> None:
         if field.name not in ("pairs", "attributes"):
             table.add_row(field.name, *(_cell(getattr(side, field.name)) for side in (done.taught, done.model)))
     for name in sorted({*done.taught.attributes, *done.model.attributes}):
-        table.add_row(f"  {name}", *(_cell(side.attributes.get(name)) for side in (done.taught, done.model)))
+        table.add_row(f"  {escape(name)}", *(_cell(side.attributes.get(name)) for side in (done.taught, done.model)))
     for field in dataclasses.fields(done.model_cost):
         values = (getattr(cost, field.name, None) for cost in (done.taught_cost, done.model_cost))
         table.add_row(f"{field.name} per clip", *map(_cell, values))

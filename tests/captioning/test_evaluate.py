@@ -105,6 +105,9 @@ def test_the_command_prints_both_sides(world: Path, tmp_path: Path, truth: dict[
     assert done.exit_code == 0, done.output
     for line in ("40 clips", "token_f1", "chrf", "rouge_l", "  colour", "calls per clip"):
         assert line in done.stdout
+    (tmp_path / "truth.json").write_text(json.dumps({key: {"[/]": "red"} for key in truth}))
+    done = CliRunner().invoke(app, arguments)
+    assert "  [/]" in done.stdout, done.exception
     done = CliRunner().invoke(app, [*arguments, "--json", "--limit", "3"])
     assert json.loads(done.stdout)["num_clips"] == 3
 
