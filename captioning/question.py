@@ -51,16 +51,16 @@ class Question:
 
 
 def shrunk(jpeg: bytes, long_side_px: int) -> bytes:
-    """A JPEG scaled down so that its long side has so many pixels; a smaller one stays as it is.
+    """A JPEG scaled down so that its long side has so many pixels.
 
-    Raises:
-        ValueError: it cannot be decoded.
+    A smaller one stays as it is, and so does one that cannot be decoded: who is asked about it will say so, and only
+    that question fails.
     """
     import cv2
 
     picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
     if picture is None:
-        raise ValueError("a frame of the contact sheet cannot be decoded")
+        return jpeg
     height, width = picture.shape[:2]
     if (scale := long_side_px / max(height, width)) >= 1:
         return jpeg
