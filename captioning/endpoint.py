@@ -16,6 +16,7 @@ from annotated_types import Ge, Gt
 
 from captioning.chat import frame_rate
 from captioning.mp4 import mp4
+from captioning.plain import USUAL_CONTROLS, plain
 from captioning.requests import Reply, Request, Sampling
 from curation.errors import NotNowError, UsageError, nearest, one_line
 
@@ -226,4 +227,4 @@ def content(request: Request) -> list[dict[str, Any]]:
         {"type": kind, kind: {"url": f"data:{mime};base64,{base64.b64encode(data).decode()}"}}
         for kind, mime, data in seen
     ]
-    return [*parts, {"type": "text", "text": request.prompt}]
+    return [*parts, {"type": "text", "text": plain(request.prompt, USUAL_CONTROLS)}]

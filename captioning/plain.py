@@ -11,6 +11,13 @@ from typing import Any
 # Processors put these into the text themselves and count them again; not all tokenizers know them as special.
 _PLACEHOLDERS = ("image_token", "video_token", "audio_token", "boi_token", "eoi_token")
 
+# Of the model behind a server nobody here knows the tokens, and servers read them in any text: those of the usual
+# families. ``<|`` begins those of ChatML, Llama 3, Phi and GLM.
+USUAL_CONTROLS = {
+    *("<|", "<s>", "</s>", "<unk>", "<pad>", "<bos>", "<eos>", "<image>", "<video>", "<audio>", "<think>", "</think>"),
+    *("[INST]", "[/INST]", "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<image_soft_token>"),
+}
+
 
 def control_tokens(processor: Any) -> set[str]:
     """What the tokenizer of a model never reads as text: all its special tokens, and others in angle brackets."""
