@@ -158,6 +158,8 @@ class Caption(Captioner):
     def check(self) -> None:
         if self.camera and self.version != "v1":
             raise UsageError(f"camera: true is for version v1; in {self.version} the model sees the camera itself")
+        if self._as_taught:
+            self._check_taught()
         if self.camera and "camera" not in self.filled.names:
             raise UsageError(f"camera: true, and the prompt {self.prompt} has no $camera")
         if self.version == "v1" and not {"frame_captions", "short_caption"} & self.filled.names:
@@ -165,6 +167,20 @@ class Caption(Captioner):
                 f"the prompt {self.prompt} has neither $frame_captions nor $short_caption: nothing to sum up"
             )
         super().check()
+
+    def _check_taught(self) -> None:
+        """Refuse what would be dropped, because the model is asked as it was taught."""
+        taught = self.question
+        for name, known, default in (
+            ("max_frames", taught.frames, Question.frames),
+            ("long_side_px", taught.long_side_px, Question.long_side_px),
+            ("max_tokens", taught.max_tokens, Caption.max_tokens),
+        ):
+            if getattr(self, name) not in (known, default):
+                raise UsageError(
+                    f"{name}: {getattr(self, name)}, and the model was taught with {known}; leave it out, or ask "
+                    "otherwise with a prompt of your own"
+                )
 
     @functools.cached_property
     def filled(self) -> Prompt:

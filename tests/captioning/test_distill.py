@@ -248,6 +248,11 @@ def test_version_2_asks_what_the_model_was_taught(finished: Path, world: Path) -
     assert done["caption_version"].to_pylist() == ["v2"] * 4
     assert done["caption_prompt"][0].as_py() == Prompt("distilled", PROMPT).mark
     assert done["caption_usage"][0].as_py()["calls"] == 1
+    Caption(version="v2", model=str(finished), max_tokens=24).check()
+    for wrong in ({"max_frames": 3}, {"long_side_px": 99}, {"max_tokens": 25}):
+        with pytest.raises(UsageError, match=f"{next(iter(wrong))}: .* was taught with"):
+            Caption(version="v2", model=str(finished), **wrong).check()  # type: ignore[arg-type]
+        Caption(version="v2", model=str(finished), prompt="video-1", **wrong).check()  # type: ignore[arg-type]
     other = Caption(version="v2", model=str(finished), prompt="video-1")
     assert other.question.prompt != PROMPT
     assert other.mark({}) != stage.mark({})
