@@ -152,7 +152,8 @@ def repetition(text: str) -> float:
     "round and round" and "higher and higher" are none. A sentence of four words or more counts when it was said before.
     """
     said = tokens(text)
-    names = np.unique(said, return_inverse=True)[1]  # numbers: a transcript of an hour must take no minutes
+    known_as: dict[str, int] = {}
+    names = np.array([known_as.setdefault(token, len(known_as)) for token in said])  # a transcript must take no minutes
     again = np.zeros(len(said), bool)
     for period in range(1, len(said) // 2 + 1):
         same, shortest = names[period:] == names[:-period], max(period, min(3 * period, 6))

@@ -14,8 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from captioning.journal import Journal
 from captioning.question import Question
-from captioning.requests import Request
+from captioning.requests import Reply, Request
 from captioning.stages import Caption, FrameCaptions, spread
 from curation.config import load_plan
 from curation.engine import EngineName
@@ -203,6 +204,28 @@ def test_whatever_a_model_says_can_be_stored(tmp_path: Path) -> None:
     rows = Store(tmp_path / "out").clips().to_pylist()
     assert [row["caption"] for row in rows] == [said.replace("\ud800", "?")] * 2
     assert [row["error"] for row in rows] == [None] * 2
+
+
+def test_clips_go_to_a_server_as_videos_or_as_pictures(tmp_path: Path) -> None:
+    footage = films(tmp_path / "films", num_films=2, num_clips=2)
+    with serving() as server:
+        told = f"model: teller, endpoint: {json.dumps({'url': server.url})}"
+        config = pipeline(tmp_path / "p.yaml", short_caption=told, caption=f"{told}, version: direct, see: images")
+        run("told", [str(footage)], tmp_path / "out", config=str(config), engine="local", shards=False)
+        sent = ["video/mp4" in question for question in server.answered]
+    assert (sent.count(True), sent.count(False)) == (4, 4)
+    for row in Store(tmp_path / "out").clips().to_pylist():
+        assert row["short_caption"] == row["caption"] == f"number {expected(row)}"
+
+
+@pytest.mark.parametrize("line", [b"12", b"[1]", b"null", b'"x"', b'{"key": [1], "text": "a"}', b'{"key": "k', b"\0\0"])
+def test_a_line_of_the_journal_that_is_damaged_costs_its_answer_only(tmp_path: Path, line: bytes) -> None:
+    journal = Journal(tmp_path, "caption")
+    journal.add("v", "one", Reply(text="a"))
+    with open(tmp_path / "v.caption.jsonl", "ab") as file:
+        file.write(b"\n" + line)
+    journal.add("v", "two", Reply(text="b"))
+    assert journal.read("v") == {"one": Reply(text="a"), "two": Reply(text="b")}
 
 
 def test_without_notes_there_is_nothing_to_summarise() -> None:
