@@ -110,8 +110,8 @@ class Loader:
         settings.check()
         if not 0 <= rank < world:
             raise UsageError(f"rank {rank} is none of a world of {world}")
-        if settings.decoder != "pyav" and importlib.util.find_spec("decord") is None:
-            raise UsageError("decord is not installed here: pip install decord, or set `decoder: pyav`")
+        if settings.decoder == "decord" and importlib.util.find_spec("decord") is None:
+            raise UsageError("decord is not installed here: pip install decord, or leave `decoder` out")
         self.settings, self._rank, self._world, self._epochs = settings, rank, world, epochs
         self._catalogue = catalogue if catalogue is not None else open_catalogue(settings)
         self.faults = Faults(settings.max_bad, settings.bad_at_least)
@@ -200,7 +200,7 @@ class Loader:
             video=(row["video_offset"], row["video_bytes"]),
             text=None if row["text_offset"] is None else (row["text_offset"], row["text_bytes"]),
             row=None if row["json_offset"] is None else (row["json_offset"], row["json_bytes"]),
-            decoder=decoder_for(row["codec"], row["how"], settings.decoder),
+            decoder=decoder_for(settings.decoder),
             size=(row["height"], row["width"]),
             num_frames=row["num_frames"] if own else None,
             length_s=row["num_frames"] / row["fps"],

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from curation.errors import UsageError
 from shards.bytes import file_name
 from shards.read import Catalogue
 from training.data.assign import SHAPE_REASONS, crop_loss, fits_length, fits_size
-from training.data.decode import decoder_for
 from training.data.faults import BadDataError, Faults
 from training.data.loader import open_catalogue
 from training.data.plan import EpochPlan
@@ -34,7 +31,6 @@ class BucketReport:
     last_batch: int  # samples of the last one
     crop_loss: float  # mean share of the pictures that is cut off
     num_enlarged: int  # samples that are scaled up, within ``min_pixels``
-    decoders: dict[str, int]  # decoder -> samples
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,12 +106,6 @@ def _bucket(
     size = (settings.image_batch_size or bucket.batch_size) if is_image else bucket.batch_size
     which = plan.assignment.bucket == index
     height, width = (catalogue.table[name].to_numpy()[which] for name in ("height", "width"))
-    kinds = (
-        catalogue.table.filter(pa.array(which)).group_by(["codec", "how"]).aggregate([([], "count_all")]).to_pylist()
-    )
-    decoders = collections.Counter[str]()
-    for kind in kinds:
-        decoders[decoder_for(kind["codec"], kind["how"], settings.decoder)] += kind["count_all"]
     return BucketReport(
         bucket=str(bucket),
         kind="images" if is_image else "clips",
@@ -125,7 +115,6 @@ def _bucket(
         last_batch=size if settings.short == "fill" else samples - (batches - 1) * size,
         crop_loss=float(crop_loss(bucket, height, width).mean()),
         num_enlarged=int((np.maximum(bucket.height / height, bucket.width / width) > 1).sum()),
-        decoders=dict(decoders),
     )
 
 

@@ -65,7 +65,7 @@ class DataSettings:
     # What becomes of the last samples of a bucket, and of a batch with a bad sample. allow: the batch is short. fill:
     # the samples that follow in the bucket fill it (again), so that all batches have one shape.
     short: Literal["allow", "fill"] = "allow"
-    decoder: Literal["auto", "decord", "pyav"] = "auto"  # auto: see training.data.decode.decoder_for
+    decoder: Literal["auto", "decord", "pyav"] = "auto"  # auto: pyav; see training.data.spans
     workers: Annotated[int, Ge(0)] = 2  # child processes that decode; 0 decodes in this one, unguarded
     prefetch: Annotated[int, Ge(1)] = 4  # batches in memory or in work
     stall_s: Annotated[float, Gt(0)] = 60.0  # a decoder without an answer for so long costs its sample

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import av
 import numpy as np
 import pytest
 
+import training.data.spans
 from curation.plan import ShardSettings
 from shards.encode import cut_clip
 from shards.pack import sample_json
 from tests.shards.films import FILMS, Film, read_number, span, times_of
 from tests.training.data.made import clip, numbers, row, settings, write_tar
-from training.data.decode import BadError, choose, decoder_for
 from training.data.loader import Loader
+from training.data.spans import BadError, Wanted, choose, read_pyav
 
 
 def cut(film: Film, folder: Path, start: int, end: int, options: ShardSettings) -> tuple[str, dict[str, bytes], Any]:
@@ -29,17 +31,17 @@ def cut(film: Film, folder: Path, start: int, end: int, options: ShardSettings) 
 
 
 CASES: dict[str, tuple[Any, ...]] = {
-    "h264": ("constant", ShardSettings(), "decord"),
-    "hevc": ("constant", ShardSettings(codec="hevc"), "decord"),
-    "vp9": ("constant", ShardSettings(codec="vp9"), "decord"),
-    "av1": ("constant", ShardSettings(codec="av1"), "pyav"),
-    "variable": ("variable", ShardSettings(), "decord"),
-    "resampled": ("constant", ShardSettings(fps=8.0), "decord"),
-    "remuxed": ("without_b_frames", ShardSettings(video="remux"), "pyav"),
-    "remuxed_hevc": ("open_gop_hevc", ShardSettings(video="remux"), "pyav", 0, 43),
-    "remuxed_rotated": ("rotated", ShardSettings(video="remux"), "pyav", 12, 48),
-    "remuxed_upside_down": ("upside_down", ShardSettings(video="remux"), "pyav", 0, 60),
-    "remuxed_from_an_edit_list": ("edit_list_and_negative_times", ShardSettings(video="remux"), "decord"),
+    "h264": ("constant", ShardSettings()),
+    "hevc": ("constant", ShardSettings(codec="hevc")),
+    "vp9": ("constant", ShardSettings(codec="vp9")),
+    "av1": ("constant", ShardSettings(codec="av1")),
+    "variable": ("variable", ShardSettings()),
+    "resampled": ("constant", ShardSettings(fps=8.0)),
+    "remuxed": ("without_b_frames", ShardSettings(video="remux"), 12, 36),
+    "remuxed_hevc": ("open_gop_hevc", ShardSettings(video="remux"), 0, 43),
+    "remuxed_rotated": ("rotated", ShardSettings(video="remux"), 12, 48),
+    "remuxed_upside_down": ("upside_down", ShardSettings(video="remux"), 0, 60),
+    "remuxed_from_an_edit_list": ("edit_list_and_negative_times", ShardSettings(video="remux")),
 }
 
 
@@ -54,12 +56,12 @@ def truth(mp4: bytes) -> tuple[list[int], np.ndarray]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_spans_of_what_our_writer_writes(tmp_path: Path, case: str) -> None:
-    name, options, decoder, *more = CASES[case]
+    name, options, *more = CASES[case]
     start, end = more or (12, 36)
     key, parts, made = cut(FILMS[name], tmp_path, start, end, options)
     shown, times_s = truth(parts["mp4"])
     write_tar(tmp_path / "0.tar", [(key, parts)])
-    assert decoder_for(made.facts["codec"], made.how, "auto") == decoder
+    assert made.how == ("remuxed" if options.video == "remux" and more else "encoded")
     starts = set()
     with Loader(settings(tmp_path, frames=4), workers=0, epochs=12) as loader:
         for batch in loader:
@@ -83,6 +85,39 @@ def test_both_decoders_show_the_same(tmp_path: Path, name: str) -> None:
     assert numbers(left) == numbers(right)
     np.testing.assert_allclose(left.times_s, right.times_s, atol=1e-5)
     assert abs(left.video.float() - right.video.float()).mean() < 1.5
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_frames_that_are_left_out_on_the_way_change_no_pixel(tmp_path: Path, codec: str) -> None:
+    """B-frames that others are predicted from, keyframes far away, references over several frames."""
+    options = {"g": "60", "bf": "5", "refs": "4", "x264-params": "b-pyramid=normal:scenecut=0"}
+    if codec == "libx265":
+        options = {"x265-params": "keyint=60:bframes=5:b-pyramid=1:log-level=0"}
+    noise = np.random.default_rng(0).integers(0, 256, (64, 600, 3), np.uint8)
+    film = Film(codec=codec, count=60, options=options, paint=lambda i: noise[:, 3 * i : 3 * i + 384])
+    mp4 = film.write(tmp_path / "film.mp4").read_bytes()
+    for start in (0, 1, 7, 29, 50, 51):
+        wanted = Wanted(9, None, (start + 0.5) / 52, (64, 384), (64, 384), 60, 2.5)
+        quick, thorough = read_pyav(mp4, wanted), training.data.spans._thorough(mp4, wanted)
+        assert [round(24 * t_s) for t_s in quick.times_s] == list(range(start, start + 9))
+        for picture, true in zip(quick.pictures, thorough.pictures, strict=True):
+            assert (picture == true).all()
+
+
+def test_a_codec_that_does_not_say_how_far_its_frames_are_out_of_order_loses_none(tmp_path: Path) -> None:
+    mp4 = (
+        Film(codec="mpeg4", count=40, options={"g": "20", "bf": "2", "b": "4M"}).write(tmp_path / "f.mp4").read_bytes()
+    )
+    for start in (0, 19, 33):
+        found = read_pyav(mp4, Wanted(7, None, (start + 0.5) / 34, (64, 384), (64, 384), 40, 40 / 24))
+        assert [read_number(picture[..., 0]) for picture in found.pictures] == list(range(start, start + 7))
+
+
+def test_frames_that_are_lost_by_opening_quickly_are_read_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = training.data.spans._from
+    monkeypatch.setattr(training.data.spans, "_from", lambda *args: itertools.islice(real(*args), 1, None))
+    found = read_pyav(clip(0), Wanted(7, None, 0.0, (64, 384), (64, 384), 20, 20 / 24))
+    assert [read_number(picture[..., 0]) for picture in found.pictures] == list(range(7))
 
 
 def test_what_an_edit_list_hides_is_not_read(tmp_path: Path) -> None:
@@ -188,6 +223,6 @@ def test_decord_is_asked_for_by_name_where_it_is_missing(tmp_path: Path, monkeyp
 
     write_tar(tmp_path / "0.tar", [("clip", {"mp4": clip(), "json": row()})])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match="pip install decord, or set `decoder: pyav`"):
-        Loader(settings(tmp_path), workers=0)
-    Loader(settings(tmp_path, decoder="pyav"), workers=0).close()
+    with pytest.raises(UsageError, match="pip install decord, or leave `decoder` out"):
+        Loader(settings(tmp_path, decoder="decord"), workers=0)
+    Loader(settings(tmp_path), workers=0).close()

@@ -48,7 +48,6 @@ def test_the_report_says_what_is_read_and_what_is_not(folder: Path) -> None:
     assert large["crop_loss"] == pytest.approx(1 - 480 / 854)
     assert small["crop_loss"] == pytest.approx(1 - 256 * 480 / (480 * 854 * (480 / 854) ** 2))
     assert [(one["kind"], one["batches"]) for one in (small_images, large_images)] == [("images", 2), ("images", 3)]
-    assert large["decoders"] == {"decord": 3, "pyav": 3}
     assert (report.batches, report.steps) == (10, 4)
     assert report.dropped == {"keep: score": 1, "too_short": 2, "too_small": 3}
     assert report.dropped_names["too_small"] == ["0.tar:11", "0.tar:12", "0.tar:13"]
