@@ -73,12 +73,17 @@ def one_process(frames: int) -> dict[str, Tensor]:
     reconstruction, _, kl = loss_parts(vae, x, noise)
     loss = (reconstruction - x).abs().mean() + (reconstruction - x).square().mean() + kl
     loss.backward()
-    return {"loss": loss.detach(), "reconstruction": reconstruction.detach(), "x": x.grad, **_gradients(vae)}
+    results = {"loss": loss.detach(), "reconstruction": reconstruction.detach(), "x": x.grad, **_gradients(vae)}
+    return {**results, "evaluated": reconstruction.detach()}
 
 
-def several(rank: int, cases: dict[str, Case]) -> dict[str, dict[str, Tensor]]:
-    """Every case, one after the other."""
-    return {name: in_parallel(rank, case) for name, case in cases.items()}
+def several(rank: int, cases: dict[str, Case]) -> dict[str, Any]:
+    """Every case, one after the other; what is refused; and FSDP2 without context parallelism."""
+    results: dict[str, Any] = {name: in_parallel(rank, case) for name, case in cases.items()}
+    if dist.get_world_size() == 2:
+        results["refusals"] = refusals(rank)
+        results |= {f"data parallel {checkpoint}": data_parallel(rank, checkpoint) for checkpoint in (False, True)}
+    return results
 
 
 def in_parallel(rank: int, case: Case) -> dict[str, Tensor]:
@@ -110,6 +115,8 @@ def _in_parallel(rank: int, case: Case) -> dict[str, Tensor]:
     x, noise = x[:, :, span].clone().requires_grad_(), noise[:, :, (span.start + 3) // 4 : (span.stop + 3) // 4]
     with context_parallel(vae):
         reconstruction, _, kl = loss_parts(vae, x, noise)
+        with torch.no_grad():
+            evaluated, _, _ = loss_parts(vae, x, noise)
     difference = reconstruction - x
     loss = mean_share(difference.abs()) + mean_share(difference.square()) + kl
     if case.sharded:
@@ -120,7 +127,8 @@ def _in_parallel(rank: int, case: Case) -> dict[str, Tensor]:
         loss.backward()
         sum_gradients(vae)
     assert x.grad is not None
-    return {"loss": total(loss), "reconstruction": reconstruction.detach(), "x": x.grad, **_gradients(vae)}
+    results = {"loss": total(loss), "reconstruction": reconstruction.detach(), "x": x.grad, **_gradients(vae)}
+    return {**results, "evaluated": evaluated}
 
 
 def shard(vae: VAE) -> None:
