@@ -83,10 +83,16 @@ class SpatialNorm(nn.Module):
             return torch.addcmul(resize(shift, x, first=timeline.first), x, resize(scale, x, first=timeline.first))
         # In place and latent by latent: this is where decoding needs the most memory.
         for index, frames in enumerate(frames_of_latents(z.shape[2], x.shape[2], first=timeline.first)):
-            part, one = x[:, :, frames], slice(index, index + 1)
-            part.mul_(functional.interpolate(scale[:, :, one], size=(1, *x.shape[3:])))
-            part.add_(functional.interpolate(shift[:, :, one], size=(1, *x.shape[3:])))
+            x[:, :, frames].mul_(enlarge(scale[:, :, index : index + 1], x))
+            x[:, :, frames].add_(enlarge(shift[:, :, index : index + 1], x))
         return x
+
+
+def enlarge(z: Tensor, x: Tensor) -> Tensor:
+    """Repeat the values of ``z`` in height and width to the size of ``x``."""
+    # The backward pass of this is twice as fast on a CPU as that of interpolate.
+    height, width = x.shape[3] // z.shape[3], x.shape[4] // z.shape[4]
+    return z.repeat_interleave(width, dim=4).repeat_interleave(height, dim=3) if height * width > 1 else z
 
 
 def frames_of_latents(latents: int, frames: int, *, first: bool) -> list[slice]:
@@ -98,13 +104,11 @@ def frames_of_latents(latents: int, frames: int, *, first: bool) -> list[slice]:
 
 def resize(z: Tensor, x: Tensor, *, first: bool) -> Tensor:
     """Repeat ``z`` in time, height and width to the size of ``x``; with ``first`` its first frame stays one frame."""
-    if z.shape[2:] == x.shape[2:]:
+    z = enlarge(z, x)
+    if z.shape[2] == x.shape[2]:
         return z
-    if not first or x.shape[2] == 1:
-        return functional.interpolate(z, size=x.shape[2:])
-    head = functional.interpolate(z[:, :, :1], size=(1, *x.shape[3:]))
-    rest = functional.interpolate(z[:, :, 1:], size=(x.shape[2] - 1, *x.shape[3:]))
-    return torch.cat([head, rest], dim=2)
+    each = (x.shape[2] - first) // (z.shape[2] - first)
+    return torch.cat([z[:, :, :first], z[:, :, first:].repeat_interleave(each, dim=2)], dim=2)
 
 
 def silu(x: Tensor) -> Tensor:
