@@ -133,6 +133,10 @@ class SharedTimeline(Timeline):
                 f"{ratio} (see split_frames)"
             )
 
+    def past(self, conv: nn.Module, x: Tensor, *, frames: int) -> Tensor:
+        """The last ``frames`` frames of the ranks before."""
+        return self.extend(conv, x, frames=frames)[:, :, :frames]
+
     def extend(self, conv: nn.Module, x: Tensor, *, frames: int) -> Tensor:
         """Put the last ``frames`` frames of the ranks before in front of ``x``."""
         del conv

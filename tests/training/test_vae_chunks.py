@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from curation.errors import UsageError
 from tests.training.vae_helpers import TINY, apart, tiny, video
+from training.vae import layers
 from training.vae.config import Chunks, Tiles, spans
 from training.vae.model import VAE
 from training.vae.timeline import Timeline
@@ -120,3 +121,18 @@ def test_tiles_without_overlap_stand_side_by_side() -> None:
 def test_a_picture_of_one_tile_is_not_cut() -> None:
     vae, x = VAE(TINY), video(1, 3, 1, 32, 48)
     assert torch.equal(vae.encode(x, tiles=Tiles(height=32, width=48, overlap_height=0.25)).mean, vae.encode(x).mean)
+
+
+@pytest.mark.parametrize("piece", [1, 2000, layers.PIECE], ids=["frame by frame", "some frames", "all frames"])
+@pytest.mark.parametrize("chunks", [None, Chunks(), Chunks(4, 1)], ids=str)
+def test_saving_memory_without_gradients_changes_nothing(
+    chunks: Chunks | None, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "PIECE", piece)
+    vae, x, z = tiny(), video(2, 3, 21, 16, 24), video(2, TINY.latent_channels, 6, 2, 3)
+    x_before, z_before = x.clone(), z.clone()
+    with torch.no_grad():
+        encoded, decoded = vae.encode(x, chunks=chunks), vae.decode(z, chunks=chunks)
+    assert apart(encoded.mean, vae.encode(x, chunks=chunks).mean) < 1e-5
+    assert apart(decoded, vae.decode(z, chunks=chunks)) < 1e-5
+    assert torch.equal(x, x_before) and torch.equal(z, z_before)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.training.vae_helpers import apart, tiny
-from tests.training.vae_ranks import Case, data_parallel, on_ranks, one_process, refusals, several, undivided
+from tests.training.vae_ranks import Case, on_ranks, one_process, several, undivided
 from training.parallel import context_parallel, split_frames
 
 TWO = {
@@ -32,12 +32,12 @@ BROKEN = {"halo": Case(halo_gradient=False), "norm": Case(norm_gradient=False)}
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return on_ranks(2, several, {**TWO, **BROKEN}, folder=tmp_path_factory.mktemp("two") / "ranks")
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+def three(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return on_ranks(3, several, THREE, folder=tmp_path_factory.mktemp("three") / "ranks")
 
 
@@ -48,36 +48,34 @@ def distances(ranks: list[dict[str, Tensor]], frames: int) -> dict[str, float]:
     far = {}
     for name, value in reference.items():
         pieces = [rank[name] for rank in ranks]
-        if name in ("x", "reconstruction"):
+        if name in ("x", "reconstruction", "evaluated"):
             pieces = [torch.cat(pieces, dim=2)]  # each rank has its span
         far[name] = max(apart(piece / value.abs().max(), value / value.abs().max()) for piece in pieces)
     return far
 
 
 @pytest.mark.parametrize("name", TWO)
-def test_two_ranks_equal_one_process(name: str, two: list[dict[str, dict[str, Tensor]]]) -> None:
+def test_two_ranks_equal_one_process(name: str, two: list[dict[str, Any]]) -> None:
     far = distances([rank[name] for rank in two], TWO[name].frames)
     assert max(far.values()) < 1e-10, far
 
 
 @pytest.mark.parametrize("name", THREE)
-def test_three_ranks_equal_one_process(name: str, three: list[dict[str, dict[str, Tensor]]]) -> None:
+def test_three_ranks_equal_one_process(name: str, three: list[dict[str, Any]]) -> None:
     far = distances([rank[name] for rank in three], THREE[name].frames)
     assert max(far.values()) < 1e-10, far
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_the_comparison_finds_a_gradient_that_does_not_cross_ranks(
-    name: str, two: list[dict[str, dict[str, Tensor]]]
-) -> None:
+def test_the_comparison_finds_a_gradient_that_does_not_cross_ranks(name: str, two: list[dict[str, Any]]) -> None:
     far = distances([rank[name] for rank in two], BROKEN[name].frames)
     assert far["loss"] < 1e-10 and far["reconstruction"] < 1e-10  # the forward pass is right
     wrong = [parameter for parameter in far if far[parameter] > 1e-3]
     assert len(wrong) > 20 and far["encoder.conv_in.conv.weight"] > 1e-3
 
 
-def test_every_rank_is_told_what_cannot_be_split(tmp_path: Path) -> None:
-    first, second = on_ranks(2, refusals, folder=tmp_path / "ranks")
+def test_every_rank_is_told_what_cannot_be_split(two: list[dict[str, Any]]) -> None:
+    first, second = (rank["refusals"] for rank in two)
     assert first == second
     assert "the ranks hold [9, 6] frames; rank 0 must hold 4k+1 and every other 4k" in first["split latent"]
     assert "[8, 8]" in first["no first frame"]
@@ -87,9 +85,9 @@ def test_every_rank_is_told_what_cannot_be_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("checkpoint", [False, True], ids=["plain", "checkpointed"])
-def test_fsdp2_equals_one_process(checkpoint: bool, tmp_path: Path) -> None:
+def test_fsdp2_equals_one_process(checkpoint: bool, two: list[dict[str, Any]]) -> None:
     reference = undivided()
-    for rank in on_ranks(2, data_parallel, checkpoint, folder=tmp_path / "ranks"):
+    for rank in (results[f"data parallel {checkpoint}"] for results in two):
         assert rank.keys() == reference.keys()
         far = {name: apart(rank[name], value) for name, value in reference.items()}
         assert max(far.values()) < 1e-10, far

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def on_ranks(ranks: int, function: Callable[..., Any], *arguments: Any, folder: 
 
 
 def _enter(rank: int, ranks: int, folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    warnings.simplefilter("error")  # as in the tests' own process
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a name in /etc/hosts may lead elsewhere
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=ranks)
@@ -71,12 +73,17 @@ def one_process(frames: int) -> dict[str, Tensor]:
     reconstruction, _, kl = loss_parts(vae, x, noise)
     loss = (reconstruction - x).abs().mean() + (reconstruction - x).square().mean() + kl
     loss.backward()
-    return {"loss": loss.detach(), "reconstruction": reconstruction.detach(), "x": x.grad, **_gradients(vae)}
+    results = {"loss": loss.detach(), "reconstruction": reconstruction.detach(), "x": x.grad, **_gradients(vae)}
+    return {**results, "evaluated": reconstruction.detach()}
 
 
-def several(rank: int, cases: dict[str, Case]) -> dict[str, dict[str, Tensor]]:
-    """Every case, one after the other."""
-    return {name: in_parallel(rank, case) for name, case in cases.items()}
+def several(rank: int, cases: dict[str, Case]) -> dict[str, Any]:
+    """Every case, one after the other; what is refused; and FSDP2 without context parallelism."""
+    results: dict[str, Any] = {name: in_parallel(rank, case) for name, case in cases.items()}
+    if dist.get_world_size() == 2:
+        results["refusals"] = refusals(rank)
+        results |= {f"data parallel {checkpoint}": data_parallel(rank, checkpoint) for checkpoint in (False, True)}
+    return results
 
 
 def in_parallel(rank: int, case: Case) -> dict[str, Tensor]:
@@ -108,6 +115,8 @@ def _in_parallel(rank: int, case: Case) -> dict[str, Tensor]:
     x, noise = x[:, :, span].clone().requires_grad_(), noise[:, :, (span.start + 3) // 4 : (span.stop + 3) // 4]
     with context_parallel(vae):
         reconstruction, _, kl = loss_parts(vae, x, noise)
+        with torch.no_grad():
+            evaluated, _, _ = loss_parts(vae, x, noise)
     difference = reconstruction - x
     loss = mean_share(difference.abs()) + mean_share(difference.square()) + kl
     if case.sharded:
@@ -118,7 +127,8 @@ def _in_parallel(rank: int, case: Case) -> dict[str, Tensor]:
         loss.backward()
         sum_gradients(vae)
     assert x.grad is not None
-    return {"loss": total(loss), "reconstruction": reconstruction.detach(), "x": x.grad, **_gradients(vae)}
+    results = {"loss": total(loss), "reconstruction": reconstruction.detach(), "x": x.grad, **_gradients(vae)}
+    return {**results, "evaluated": evaluated}
 
 
 def shard(vae: VAE) -> None:

@@ -21,7 +21,7 @@ class Gaussian(NamedTuple):
     def of(cls, parameters: Tensor) -> Gaussian:
         """From the encoder's output (B, 2C, T, H, W); the log variance is held to -30..20, as in diffusers."""
         mean, logvar = parameters.chunk(2, dim=1)
-        return cls(mean, logvar.clamp(-30.0, 20.0))
+        return cls(mean.clone(), logvar.clamp(-30.0, 20.0))  # no view: FSDP cannot hook one safely
 
     @property
     def std(self) -> Tensor:

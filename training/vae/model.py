@@ -18,13 +18,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from training.vae import weights
 from training.vae.config import Chunks, Tiles, VAEConfig, spans
 from training.vae.gaussian import Gaussian
-from training.vae.layers import EPS, CausalConv3d, Downsample, GroupNorm, ResnetBlock, SpatialNorm, Upsample
+from training.vae.layers import EPS, CausalConv3d, Downsample, GroupNorm, ResnetBlock, SpatialNorm, Upsample, silu
 from training.vae.tiling import tiled_decode, tiled_encode
 from training.vae.timeline import Timeline
 
@@ -75,7 +74,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x, timeline)
         for block in (*self.down_blocks, self.mid_block):
             x = block(x, timeline)
-        x = functional.silu(self.norm_out(x, timeline))
+        x = silu(self.norm_out(x, timeline))
         out: Tensor = self.conv_out(x, timeline)
         return out
 
@@ -101,7 +100,7 @@ class Decoder(nn.Module):
         x = self.conv_in(z, timeline)
         for block in (self.mid_block, *self.up_blocks):
             x = block(x, timeline, z)
-        x = functional.silu(self.norm_out(x, z, timeline))
+        x = silu(self.norm_out(x, z, timeline))
         out: Tensor = self.conv_out(x, timeline)
         return out
 

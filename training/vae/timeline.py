@@ -35,16 +35,24 @@ class Timeline:
                 f"the VAE takes {ratio}k+1 frames, not {frames}; the nearest it takes are {below} and {below + ratio}"
             )
 
-    def extend(self, conv: nn.Module, x: Tensor, *, frames: int) -> Tensor:
-        """Put the ``frames`` frames before ``x`` in front of it: (B, C, T, H, W) to (B, C, frames + T, H, W).
+    def past(self, conv: nn.Module, x: Tensor, *, frames: int) -> Tensor:
+        """The ``frames`` frames before ``x`` (B, C, T, H, W), and note its last ones for the chunk that follows.
 
         Before the first frame of a video there is that frame again (CogVideoX, ``pad_mode`` "first").
         """
-        past = x[:, :, :1].expand(-1, -1, frames, -1, -1) if self.first else self._past[conv]
-        x = torch.cat([past, x], dim=2)
+        if self.first:
+            past = x[:, :, :1].expand(-1, -1, frames, -1, -1)
+        else:
+            # Without gradients no layer runs again, and what was read once can go.
+            past = self._past[conv] if torch.is_grad_enabled() else self._past.pop(conv)
         if self._keep and conv not in self._kept:
-            self._kept[conv] = x[:, :, -frames:].clone()  # a view would keep all of x alive
-        return x
+            tail = x if x.shape[2] >= frames else torch.cat([past, x], dim=2)
+            self._kept[conv] = tail[:, :, -frames:].clone()  # a view would keep all of it alive
+        return past
+
+    def extend(self, conv: nn.Module, x: Tensor, *, frames: int) -> Tensor:
+        """Put the ``frames`` frames before ``x`` in front of it: (B, C, frames + T, H, W)."""
+        return torch.cat([self.past(conv, x, frames=frames), x], dim=2)
 
     def group_norm(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
         """Normalise over the frames of this pass."""
