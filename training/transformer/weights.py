@@ -124,18 +124,18 @@ def write(folder: str | Path, *, config: str, state: Mapping[str, Tensor], shard
         stem = WEIGHTS.removesuffix(".safetensors")
         names = [f"{stem}-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
     for name, shard in zip(names, shards, strict=True):
-        with _aside(folder / name) as file:
+        with aside(folder / name) as file:
             save_file(shard, file, metadata={"format": "pt"})
     if len(shards) == 1:
         (folder / INDEX).unlink(missing_ok=True)
     else:
         places = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
         total = sum(tensor.nbytes for tensor in tensors.values())
-        with _aside(folder / INDEX) as file:
+        with aside(folder / INDEX) as file:
             index = {"metadata": {"total_size": total}, "weight_map": places}
             file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         (folder / WEIGHTS).unlink(missing_ok=True)
-    with _aside(folder / CONFIG) as file:
+    with aside(folder / CONFIG) as file:
         file.write_text(config, encoding="utf-8")
 
 
@@ -152,10 +152,11 @@ def _shards(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]
 
 
 @contextmanager
-def _aside(file: Path) -> Iterator[Path]:
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
+def aside(file: Path) -> Iterator[Path]:
+    """A place to write what becomes ``file`` once all is written; nothing stays of it otherwise."""
+    other = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        yield aside
-        aside.replace(file)
+        yield other
+        other.replace(file)
     finally:
-        aside.unlink(missing_ok=True)
+        other.unlink(missing_ok=True)
