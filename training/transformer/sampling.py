@@ -1,0 +1,239 @@
+"""From a text, and perhaps a picture, to a video.
+
+    transformer, vae = Transformer.from_pretrained(folder), VAE.from_pretrained(folder)
+    text = TextEncoder.from_pretrained(folder)(["a red ball rolls to the left"])
+    diffusion = Diffusion.from_pretrained(folder)
+    video = sample(transformer, vae, text, frames=49, height=480, width=720, diffusion=diffusion)
+
+With the same weights, embeddings and seed, videos are those of diffusers' ``CogVideoXPipeline`` and
+``CogVideoXImageToVideoPipeline`` in fp32. In bf16 we differ: latents and noise stay fp32 between the steps.
+
+Who wants to move the models between devices calls the three parts by themselves: ``image_latents``, ``denoise`` and
+``decode``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from curation.errors import UsageError
+from training.transformer.diffusion import Diffusion
+from training.transformer.model import Transformer
+from training.transformer.patches import fill_front
+from training.transformer.solvers import guidance, solver
+from training.vae.config import Chunks, Tiles, VAEConfig
+
+if TYPE_CHECKING:
+    from training.vae.model import VAE
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a sample is made.
+
+    Attributes:
+        steps: passes of the transformer.
+        solver: ``dpm`` (what CogVideoX recommends for 5b) or ``ddim`` (for 2b).
+        guidance: how far to go beyond the text's prediction, away from that without text; 1 is no further.
+        course: how guidance runs over the steps; see ``solvers.GUIDANCE``.
+    """
+
+    steps: int = 50
+    solver: str = "dpm"
+    guidance: float = 6.0
+    course: str = "constant"
+
+
+# A scaling factor is applied in these three functions and nowhere else. Latents (B, C, T, H, W) of the VAE have none.
+
+
+def scaled(z: Tensor, config: VAEConfig) -> Tensor:
+    """Latents of the VAE (B, C, T, H, W) to those that the transformer reads (B, T, C, H, W)."""
+    return (z * config.scaling_factor).transpose(1, 2)
+
+
+def unscaled(latents: Tensor, config: VAEConfig) -> Tensor:
+    """Undo ``scaled``."""
+    return (latents / config.scaling_factor).transpose(1, 2)
+
+
+def scaled_image(z: Tensor, config: VAEConfig) -> Tensor:
+    """As ``scaled``, for the first frame of image-to-video: CogVideoX 1.5 was trained with that one **divided**."""
+    factor = 1 / config.scaling_factor if config.invert_scale_latents else config.scaling_factor
+    return (z * factor).transpose(1, 2)
+
+
+class Draws:
+    """Normal noise for each sample from a seed of its own: the company in a batch does not change a sample."""
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, *shape: int, device: torch.device) -> Tensor:
+        """(B, *shape), drawn in fp32 on the CPU, so that every device gets the same."""
+        return torch.cat([torch.randn(1, *shape, generator=one) for one in self.generators]).to(device)
+
+
+@torch.no_grad()
+def sample(
+    transformer: Transformer,
+    vae: VAE,
+    text: Tensor,
+    *,
+    frames: int,
+    height: int,
+    width: int,
+    diffusion: Diffusion,
+    seeds: Sequence[int] | None = None,
+    settings: Sampling | None = None,
+    negative: Tensor | None = None,
+    image: Tensor | None = None,
+    chunks: Chunks | None = Chunks(),  # noqa: B008 - frozen
+    tiles: Tiles | None = None,
+    each: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Videos (B, 3, frames, height, width) in -1..1, fp32, one for each text.
+
+    Args:
+        text: embeddings (B, L, D) of ``TextEncoder``.
+        frames: 4k+1. CogVideoX 1.5 makes up to 4 more in front to fill its patches; they are dropped.
+        seeds: one for each text; 0, 1, 2, ... if not given.
+        negative: embeddings to go away from, instead of those of no text (zeros).
+        image: (B, 3, height, width) in -1..1, the first frame; for image-to-video only, and needed there.
+        chunks, tiles: how the VAE's work is cut (see ``training.vae.config``).
+        each: called after each step with its index and the latents (B, T, C, H, W).
+
+    Raises:
+        UsageError: a size that the models cannot make, an image where none is read, or none where one is.
+    """
+    config = transformer.config
+    check_size(transformer, vae.config, frames=frames, height=height, width=width)
+    reads_image = config.in_channels != config.out_channels
+    if reads_image != (image is not None):
+        raise UsageError(
+            "this transformer continues a picture (image-to-video): give one as image"
+            if reads_image
+            else "this transformer reads no picture (text-to-video): leave image out, or load an image-to-video one"
+        )
+    draws = Draws(range(len(text)) if seeds is None else seeds)
+    if len(draws.generators) != len(text):
+        raise UsageError(f"{len(draws.generators)} seeds for {len(text)} texts; give one for each")
+    if image is not None and image.shape != (len(text), 3, height, width):
+        raise UsageError(f"image is {tuple(image.shape)}; {(len(text), 3, height, width)} is asked for")
+    _, count, rows, columns = vae.latent_shape(frames, height, width)
+    first = None if image is None else image_latents(vae, image, draws)
+    latents = denoise(
+        transformer,
+        text,
+        shape=(count, rows, columns),
+        diffusion=diffusion,
+        draws=draws,
+        settings=settings or Sampling(),
+        negative=negative,
+        first=first,
+        each=each,
+    )
+    return decode(vae, latents, chunks=chunks, tiles=tiles)
+
+
+def check_size(transformer: Transformer, config: VAEConfig, *, frames: int, height: int, width: int) -> None:
+    """Raise UsageError, with the nearest possible size, for one that cannot be made; before any work."""
+    side = config.space_ratio * transformer.config.patch_size
+    if frames < 1 or (frames - 1) % config.time_ratio:
+        near = max(0, round((frames - 1) / config.time_ratio)) * config.time_ratio + 1
+        raise UsageError(f"{frames} frames are not {config.time_ratio}k+1; {near} are")
+    if min(height, width) < side or height % side or width % side:
+        near_sides = [max(1, round(pixels / side)) * side for pixels in (height, width)]
+        raise UsageError(f"{height}x{width} is not made of {side}x{side}; {near_sides[0]}x{near_sides[1]} is")
+
+
+def image_latents(vae: VAE, image: Tensor, draws: Draws) -> Tensor:
+    """The first frame (B, 3, H, W) in -1..1 as the transformer reads it: (B, 1, C, h, w)."""
+    weight = _weight(vae)
+    posterior = vae.encode(image[:, :, None].to(weight.device, weight.dtype))
+    parts = [
+        type(posterior)(posterior.mean[i : i + 1], posterior.logvar[i : i + 1]).sample(generator)
+        for i, generator in enumerate(draws.generators)
+    ]
+    return scaled_image(torch.cat(parts), vae.config).float()
+
+
+@torch.no_grad()
+def denoise(
+    transformer: Transformer,
+    text: Tensor,
+    *,
+    shape: tuple[int, int, int],
+    diffusion: Diffusion,
+    draws: Draws,
+    settings: Sampling,
+    negative: Tensor | None = None,
+    first: Tensor | None = None,
+    given: Tensor | None = None,
+    clean: Tensor | None = None,
+    each: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Latents (B, T, C, H, W) of ``shape`` (T, H, W), scaled, in fp32, from noise.
+
+    Args:
+        first: (B, 1, C, H, W) from ``image_latents``, for image-to-video.
+        given: (B, T, C, H, W), read where ``clean``, bool (B, T): frames that stay exactly as they are, for a
+            transformer that was trained with such (to extend, to loop, to fill between).
+        negative, each: as in ``sample``.
+    """
+    config, weight = transformer.config, _weight(transformer)
+    frames, height, width = shape
+    added = -frames % config.time_patch
+    steps, course = solver(settings.solver, diffusion, settings.steps), guidance(settings.course)
+    guided = settings.guidance > (1.0 if settings.course == "constant" else 0.0)
+    text = text.to(weight.device, weight.dtype)
+    if guided:
+        text = torch.cat([torch.zeros_like(text) if negative is None else negative.to(text), text])
+    per_sample = (frames + added, config.out_channels, height, width)
+    x = draws(*per_sample, device=weight.device)
+    if given is not None and clean is not None:
+        given, _ = fill_front(config, given.to(x))
+        clean = torch.cat([clean[:, :1]] * added + [clean], dim=1).to(x.device)
+    elif given is not None or clean is not None:
+        raise ValueError("given frames and clean, which says which they are, come together")
+    picture = None
+    if first is not None:  # The place of the first frame is the one that filling adds, where it adds one.
+        picture = torch.cat([first.to(x), x.new_zeros(len(x), frames + added - 1, *per_sample[1:])], dim=1)
+    for index, t in enumerate(steps.timesteps):
+        x = _with_given(x, given, clean)
+        inputs = x if picture is None else torch.cat([x, picture], dim=2)
+        inputs, mask = _twice(inputs, guided).to(weight.dtype), None if clean is None else _twice(clean, guided)
+        times = torch.full((len(inputs),), t, device=x.device)
+        v = transformer(inputs, text, times, clean=mask).float()
+        if guided:
+            without, towards = v.chunk(2)
+            v = without + course(settings.guidance, index=index, steps=settings.steps, t=t) * (towards - without)
+        x = steps.step(index, v, x, lambda: draws(*per_sample, device=weight.device))
+        if each is not None:
+            each(index, x[:, added:])
+    return _with_given(x, given, clean)[:, added:]
+
+
+def _with_given(x: Tensor, given: Tensor | None, clean: Tensor | None) -> Tensor:
+    return x if given is None or clean is None else torch.where(clean[:, :, None, None, None], given, x)
+
+
+def _twice(x: Tensor, guided: bool) -> Tensor:
+    return torch.cat([x, x]) if guided else x
+
+
+@torch.no_grad()
+def decode(vae: VAE, latents: Tensor, *, chunks: Chunks | None = Chunks(), tiles: Tiles | None = None) -> Tensor:  # noqa: B008
+    """Latents (B, T, C, H, W), scaled, to videos (B, 3, 4T-3, 8H, 8W) in -1..1, fp32."""
+    weight = _weight(vae)
+    z = unscaled(latents, vae.config).to(weight.device, weight.dtype)
+    return vae.decode(z, chunks=chunks, tiles=tiles).float().clamp(-1.0, 1.0)
+
+
+def _weight(module: nn.Module) -> Tensor:
+    return next(module.parameters())

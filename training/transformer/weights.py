@@ -1,0 +1,162 @@
+"""Folders of weights in the form of diffusers: ``config.json`` beside safetensors, whole or in shards. No pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, dtype
+
+from curation.errors import UsageError
+
+Config = TypeVar("Config")
+
+CONFIG = "config.json"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+INDEX = "diffusion_pytorch_model.safetensors.index.json"
+SHARD_BYTES = 10 * 10**9  # as diffusers
+_FIX = f"expected {CONFIG} and {WEIGHTS} (or {INDEX} and its shards), as diffusers' save_pretrained writes them"
+
+
+def find(folder: str | Path, *, part: str) -> Path:
+    """The folder that holds the model: ``folder`` itself, or its subfolder ``part`` when it is that of a pipeline."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UsageError(f"no folder {folder} to load a {part} from; give the folder of a {part} or of a pipeline")
+    # A pipeline's own config.json (some hubs add one) must not hide the model in the subfolder.
+    for candidate in (folder / part, folder):
+        if (candidate / CONFIG).is_file():
+            return candidate
+    raise UsageError(f"{folder} has no {CONFIG}, nor has its subfolder {part}: {_FIX}")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; UsageError, naming the file, if there is none."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UsageError(f"{file} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{file} is no JSON object")
+    return values
+
+
+def read_config(folder: Path, build: Callable[[Mapping[str, Any]], Config], *, part: str) -> Config:
+    """What ``build`` makes of ``folder/config.json``; UsageError if that is damaged or of something else."""
+    file = folder / CONFIG
+    values = read_json(file)
+    try:
+        return build(values)
+    except (UsageError, TypeError) as error:
+        raise UsageError(f"{file} is no configuration of a {part}: {error}") from error
+
+
+def read_weights(folder: Path, *, dtype: dtype | None) -> dict[str, Tensor]:
+    """Every tensor by name, from one file or from the shards that the index names; ``dtype`` None keeps theirs."""
+    state: dict[str, Tensor] = {}
+    for file in _files(folder):
+        try:
+            tensors = load_file(file)
+        except SafetensorError as error:
+            raise UsageError(f"{file} is damaged ({error}); copy it again") from error
+        state.update({name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()})
+    return state
+
+
+def _files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    index = folder / INDEX
+    if not index.is_file():
+        pickled = sorted(file.name for file in folder.glob("*.bin"))
+        hint = f"; {pickled[0]} is a pickle, which can run code: convert it to safetensors first" if pickled else ""
+        raise UsageError(f"{folder} has no weights: {_FIX}{hint}")
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict):
+        raise UsageError(f"{index} is no index of shards; copy it again")
+    names = sorted({str(name) for name in shards.values()})
+    missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+    if missing:
+        raise UsageError(f"{folder} lacks {', '.join(missing)}, named in {INDEX}; copy them beside it")
+    return [folder / name for name in names]
+
+
+def check_names(folder: Path, *, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Raise UsageError, naming some of them, unless ``found`` has exactly the tensors ``wanted``, in their shapes."""
+    shapes = [
+        f"{name} {tuple(found[name].shape)} for {tuple(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & found.keys())
+        if wanted[name].shape != found[name].shape
+    ]
+    problems = {
+        "lack": sorted(wanted.keys() - found.keys()),
+        "have besides": sorted(found.keys() - wanted.keys()),
+        "have in another shape": shapes,
+    }
+    for what, names in problems.items():
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UsageError(
+                f"the weights in {folder} {what} {', '.join(names[:3])}{more}: they do not belong to its {CONFIG}"
+            )
+
+
+def write(folder: str | Path, *, config: str, state: Mapping[str, Tensor], shard_bytes: int = SHARD_BYTES) -> None:
+    """Write weights (in shards of at most ``shard_bytes``, where a tensor allows) and the text of the configuration.
+
+    Each file is written aside and then renamed; the configuration comes last, so that a reader never meets half a
+    model. Files of an earlier model that would be read in place of these are removed.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).unlink(missing_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    shards = _shards(tensors, shard_bytes)
+    if len(shards) == 1:
+        names = [WEIGHTS]
+    else:
+        stem = WEIGHTS.removesuffix(".safetensors")
+        names = [f"{stem}-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        with aside(folder / name) as file:
+            save_file(shard, file, metadata={"format": "pt"})
+    if len(shards) == 1:
+        (folder / INDEX).unlink(missing_ok=True)
+    else:
+        places = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        with aside(folder / INDEX) as file:
+            index = {"metadata": {"total_size": total}, "weight_map": places}
+            file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / WEIGHTS).unlink(missing_ok=True)
+    with aside(folder / CONFIG) as file:
+        file.write_text(config, encoding="utf-8")
+
+
+def _shards(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > limit:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    return shards
+
+
+@contextmanager
+def aside(file: Path) -> Iterator[Path]:
+    """A place to write what becomes ``file`` once all is written; nothing stays of it otherwise."""
+    other = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        yield other
+        other.replace(file)
+    finally:
+        other.unlink(missing_ok=True)
