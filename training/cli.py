@@ -18,7 +18,7 @@ train = typer.Typer(help="Train a model on shards.", no_args_is_help=True)
 vae = typer.Typer(help="Look at what a VAE does to videos.", no_args_is_help=True)
 
 
-_PACKAGES = ("torch", "safetensors", "torchmetrics", "tensorboard", "lpips", "decord", "fsspec")
+_PACKAGES = ("torch", "safetensors", "torchmetrics", "tensorboard", "lpips", "fsspec")
 
 
 def _need_packages() -> None:
@@ -265,10 +265,9 @@ def _say_preflight(reports: dict[str, Preflight], *, json: bool) -> None:
 def _table(report: Preflight) -> Any:
     from rich.table import Table
 
-    table = Table("bucket", "kind", "samples", "batches", "of", "cropped", "enlarged", "decoders", box=None)
+    table = Table("bucket", "kind", "samples", "batches", "of", "cropped", "enlarged", box=None)
     for each in report.buckets:
         sizes = f"{each.batch_size}" + (f" (last {each.last_batch})" if each.last_batch != each.batch_size else "")
-        decoders = ", ".join(f"{name} {count}" for name, count in each.decoders.items())
         numbers = (each.samples, each.batches, sizes, f"{each.crop_loss:.1%}", each.num_enlarged)
-        table.add_row(each.bucket, each.kind, *map(str, numbers), decoders)
+        table.add_row(each.bucket, each.kind, *map(str, numbers))
     return table
