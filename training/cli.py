@@ -67,9 +67,14 @@ def train_vae(
     from training.vae.run import load, look_ahead
 
     file = find_recipe(config)
-    stages = load(file, changes=changes or ())  # mistakes are said before anything is started
+    from training.launch import is_first
+
+    stages = load(file, changes=changes or ())
+    if preflight or is_first():  # mistakes are said before anything is started
+        reports = look_ahead(stages)
+        if preflight or not json:
+            _say_preflight(reports, json=json)
     if preflight:
-        _say_preflight(look_ahead(stages), json=json)
         return
     _run("vae", file, output, changes or [], num_processes=num_processes, engine=engine, address=address, json=json)
 

@@ -20,7 +20,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.fsdp import fully_shard
-from torch.utils.flop_counter import FlopCounterMode
 
 from curation.errors import CutroomError, UsageError
 from training.checkpoint import Checkpoints, on_first
@@ -76,7 +75,7 @@ class Trainer:
             if role.averaged and training.ema is not None
         }
         self._checkpoints = Checkpoints(folder / "checkpoints", keep=training.keep_checkpoints, world=world)
-        self._flops: dict[Any, float] = {}  # of a batch, by role and shape
+        self._flops: dict[Any, float] = {}  # of a batch, by its shape
         self.state = State()
 
     def train(self) -> dict[str, float]:
@@ -122,18 +121,15 @@ class Trainer:
         (total,) = self._world.total(sum(task.count(batch) for batch in taken))
         sums: dict[str, Tensor] = {}
         figures: dict[str, float | None] = {}
-        flops = 0.0
         for name in task.active(step):
             role, optimiser = task.roles[name], self._optimisers[name]
             role.module.train()
             for index, batch in enumerate(taken):
                 weight = task.count(batch) / total
-                with self._counted(name, batch) as count:
-                    with self._autocast():
-                        loss = task.loss(name, batch, index=index, step=step, rng=self._rng(batch))
-                    # Gradients are averaged over ranks, so that each rank's share has to be that much larger.
-                    torch.autograd.backward(loss.value * weight * self._world.size)
-                flops += count()
+                with self._autocast():
+                    loss = task.loss(name, batch, index=index, step=step, rng=self._rng(batch))
+                # Gradients are averaged over ranks, so that each rank's share has to be that much larger.
+                torch.autograd.backward(loss.value * weight * self._world.size)
                 for figure, value in loss.figures.items():
                     sums[figure] = sums.get(figure, 0.0) + value.detach().double() * weight
             figures[f"{name}_gradient"] = self._update(role, optimiser, rate_at(role.optimiser, step, share))
@@ -144,7 +140,7 @@ class Trainer:
         seconds = waited + watch.lap()
         self.state.step += 1
         self.state.seconds += seconds
-        peak = peak_flops(self._world.device)
+        peak, flops = peak_flops(self._world.device), sum(self._flops_of(batch) for batch in taken)
         first = next(iter(task.roles.values()))
         return {
             **dict(zip(sums, totals, strict=True)),
@@ -193,16 +189,12 @@ class Trainer:
             return contextlib.nullcontext()
         return torch.autocast(self._world.device.type, torch.bfloat16)
 
-    @contextlib.contextmanager
-    def _counted(self, role: str, batch: Any) -> Iterator[Callable[[], float]]:
-        """Operations of what is computed inside; counted once for batches of one shape, since counting takes time."""
-        key = (role, self._task.shape(batch))
-        if key in self._flops:
-            yield lambda: self._flops[key]
-            return
-        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
-            yield lambda: self._flops[key]
-        self._flops[key] = float(counter.get_total_flops())
+    def _flops_of(self, batch: Any) -> float:
+        """Operations of the model for a batch; counted once for batches of one shape."""
+        shape = self._task.shape(batch)
+        if shape not in self._flops:
+            self._flops[shape] = self._task.flops(batch)
+        return self._flops[shape]
 
     def _judge(self, metrics: Metrics | None) -> dict[str, float]:
         name = next(iter(self._task.roles))
@@ -247,7 +239,7 @@ class Trainer:
         about = self._checkpoints.about()
         if about is None:
             return
-        if about["config"] != self._task.config:
+        if about["config"] != json.loads(json.dumps(self._task.config)):
             raise UsageError(
                 f"{self._folder} holds a training of another model: choose another --output, or remove the folder"
             )

@@ -80,6 +80,13 @@ class Task(abc.ABC):
     def shape(self, batch: Any) -> Hashable:
         """What decides how much there is to compute for a batch."""
 
+    def flops(self, batch: Any) -> float:
+        """Operations of this rank for a batch, forward and backward, of the model alone; 0 where they are not counted.
+
+        Not to be counted while training: the counter takes compound operations apart, which rounds otherwise.
+        """
+        return 0.0
+
     @abc.abstractmethod
     def judge(self, step: int, folder: Path) -> dict[str, float]:
         """Figures on data held out; pictures of it go into ``folder``. Every rank calls it, the first writes."""

@@ -126,7 +126,7 @@ def test_gradients_that_stay_infinite_end_the_training(tmp_path: Path) -> None:
 def test_another_model_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     _train(tmp_path, steps=4)
     task = ToyTask()
-    task.config = {"width": 16}
+    task.config = {"widths": (16, 1)}
     with pytest.raises(UsageError, match="another model"):
         _train(tmp_path, task=task)
 

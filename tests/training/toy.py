@@ -55,7 +55,7 @@ class ToyTask(Task):
         self.model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Dropout(dropout), nn.Linear(8, 1))
         like = optimiser or OptimiserSettings(learning_rate=1e-2, warmup_steps=2, schedule="constant")
         self.roles = {"model": Role(self.model, like)}
-        self.config = {"width": 8}
+        self.config = {"widths": (8, 1)}
         self._noise = noise
         self.poison: set[int] = set()  # steps whose loss is no number
 

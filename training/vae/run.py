@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from curation.errors import UsageError
+from curation.model_files import is_path
 from training.data.held_out import open_parts
 from training.data.loader import Batch, Loader
 from training.data.preflight import Preflight, preflight
@@ -18,7 +19,9 @@ from training.data.settings import DataSettings
 from training.distributed import World, find_world, joined
 from training.loop import WEIGHTS, Trainer
 from training.metrics import check_wandb
+from training.pretrained import fetch
 from training.settings import STRICT, OptimiserSettings, Training, TrainingStage, load_stages
+from training.vae import weights
 from training.vae.config import size
 from training.vae.model import VAE, checkpoint_blocks
 from training.vae.settings import LossSettings, ModelSettings
@@ -75,6 +78,8 @@ def load(file: Path, *, changes: Sequence[str] = ()) -> list[TrainingStage[VAETr
         )
     if first.size is not None:
         size(first.size)
+    if first.start is not None and is_path(first.start):
+        weights.read_config(weights.find(first.start))
     return stages
 
 
@@ -97,16 +102,18 @@ def train_vae(
     """
     stages = load(file, changes=changes)
     figures: dict[str, float] = {}
-    before: Path | None = None
+    before: TrainingStage[VAETraining] | None = None
     with joined():
         for stage in stages:
             config, folder = stage.config, output / stage.name
             world = find_world(context_parallel=config.training.context_parallel)
-            start = config.model.start if config.model.start or before is None else str(before / WEIGHTS)
+            # A stage goes on from the one before, unless it names another model than that one did.
+            goes_on = before is not None and config.model == before.config.model
+            start = str(output / before.name / WEIGHTS) if before is not None and goes_on else config.model.start
             if stage.name and world.is_first:
                 say(f"stage {stage.name}")
             figures = _train(config, start, folder, world, say)
-            before = folder
+            before = stage
     return figures
 
 
@@ -131,7 +138,7 @@ def _train(
     config: VAETraining, start: str | None, folder: Path, world: World, say: Callable[[str], None]
 ) -> dict[str, float]:
     torch.manual_seed(config.training.seed)
-    vae = VAE.from_pretrained(start) if start else VAE(size(str(config.model.size)))
+    vae = VAE.from_pretrained(fetch(start, part="vae")) if start else VAE(size(str(config.model.size)))
     if config.training.save_memory:
         checkpoint_blocks(vae)
     train, judge = open_parts(config.data, config.data.held_out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from curation.errors import UsageError
@@ -78,5 +79,8 @@ class LossSettings:
         ):
             if value < 0:
                 raise UsageError(f"loss.{name} {value:g}: 0 or more is meant")
+        trunk = self.perceptual.trunk
+        if self.perceptual.weight and trunk is not None and not Path(trunk).is_file():
+            raise UsageError(f"loss.perceptual.trunk: there is no file {trunk}")
         if self.adversarial.frames < 1 or self.adversarial.depth < 1 or self.adversarial.width % 8:
             raise UsageError("loss.adversarial: frames and depth of 1 or more and a width divisible by 8 are meant")

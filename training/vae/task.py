@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from training.data.loader import Batch
 from training.distributed import World
@@ -69,6 +70,15 @@ class VAETask(Task):
 
     def shape(self, batch: Batch) -> Hashable:
         return tuple(batch.video.shape)
+
+    def flops(self, batch: Batch) -> float:
+        with torch.device("meta"):  # where nothing is computed
+            vae, video = VAE(self._vae.config), torch.empty(batch.video.shape)
+            with FlopCounterMode(display=False) as counter:
+                made, _ = vae(video)
+                made.sum().backward()
+        ranks = self._world.context.size() if self._world.context else 1
+        return float(counter.get_total_flops()) / ranks
 
     def shard(self, module: nn.Module) -> Sequence[nn.Module]:
         return blocks(self._vae) if module is self._vae else []

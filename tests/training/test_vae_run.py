@@ -1,0 +1,233 @@
+"""``cutroom train vae``: from shards and a YAML file to weights that others open, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+from typer.testing import CliRunner
+
+from curation.cli import app
+from curation.errors import ConfigError, UsageError
+from curation.torchvision import mend
+from tests.training.data.made import sample, write_tar
+from training.data.loader import Loader
+from training.recipes import find_recipe
+from training.vae.config import size
+from training.vae.model import VAE
+from training.vae.run import load, look_ahead, train_vae
+
+_CONFIG = """\
+data:
+  shards: SHARDS
+  buckets: [{frames: 5, height: 16, width: 16, batch_size: 2}]
+  images: 0.25
+  held_out: 0.2
+  min_pixels: 0.01
+  workers: 1
+model: {start: START}
+optimiser: {learning_rate: 1.0e-3, warmup_steps: 2, schedule: constant}
+training: {steps: 8, precision: fp32, ema: 0.9, log_every: 1, judge_every: 4, checkpoint_every: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve clips of twelve videos in two shards."""
+    folder = tmp_path_factory.mktemp("shards")
+    for shard in range(2):
+        write_tar(folder / f"{shard}.tar", [sample(6 * shard + i, video_id=f"v{6 * shard + i}") for i in range(6)])
+    return folder
+
+
+@pytest.fixture
+def config(shards: Path, tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    tiny = VAE(size("debug").__class__(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4))
+    tiny.save_pretrained(tmp_path / "start")
+    path = tmp_path / "vae.yaml"
+    path.write_text(_CONFIG.replace("SHARDS", str(shards)).replace("START", str(tmp_path / "start")))
+    return path
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "weights" / "diffusion_pytorch_model.safetensors")
+
+
+def _equal(first: Path, second: Path) -> bool:
+    ours, theirs = _weights(first), _weights(second)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def _quiet(text: str) -> None:
+    del text
+
+
+def test_four_and_four_steps_are_eight_bit_for_bit(config: Path, tmp_path: Path) -> None:
+    figures = train_vae(config, tmp_path / "whole", say=_quiet)
+    assert {"videos_psnr", "videos_ssim", "videos_flicker"} <= set(figures)
+    train_vae(config, tmp_path / "halves", changes=["training.steps=3"], say=_quiet)
+    train_vae(config, tmp_path / "halves", changes=["data.workers=0"], say=_quiet)
+    assert _equal(tmp_path / "whole", tmp_path / "halves")
+
+
+def test_kill_9_at_any_moment_costs_only_what_came_after_the_last_checkpoint(config: Path, tmp_path: Path) -> None:
+    train_vae(config, tmp_path / "whole", changes=["training.steps=16"], say=_quiet)
+    arguments = ["train", "vae", str(config), "--output", str(tmp_path / "killed"), "--set", "training.steps=16"]
+    command = [sys.executable, "-m", "curation.cli", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for kills in range(3):
+        running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+        until = time.monotonic() + 120
+        checkpoints = tmp_path / "killed" / "checkpoints"
+        while time.monotonic() < until and len(list(checkpoints.glob("step-*"))) <= min(kills, 1):
+            time.sleep(0.02)
+        time.sleep(0.11 * kills)
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "continuing after step" in done.stderr
+    assert _equal(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_diffusers_opens_what_was_trained_and_reconstructs_alike(config: Path, tmp_path: Path) -> None:
+    train_vae(config, tmp_path / "out", changes=["training.steps=2"], say=_quiet)
+    mend()
+    from diffusers import AutoencoderKLCogVideoX
+
+    theirs = AutoencoderKLCogVideoX.from_pretrained(tmp_path / "out" / "weights")
+    ours = VAE.from_pretrained(tmp_path / "out" / "weights")
+    video = torch.rand(1, 3, 9, 16, 16) * 2 - 1
+    with torch.no_grad():
+        latent = theirs.encode(video).latent_dist.mean
+        made = theirs.decode(latent).sample
+        whole = ours.decode(ours.encode(video).mean)
+    assert latent.shape == (1, 16, 3, 2, 2)
+    assert float((made - whole).abs().max()) < 1e-4
+
+
+def test_each_stage_begins_with_the_weights_of_the_one_before(config: Path, tmp_path: Path) -> None:
+    document = yaml.safe_load(config.read_text())
+    document["stages"] = [
+        {"name": "short", "training": {"steps": 3}},
+        # Nothing is learnt here, so that the weights are those it began with.
+        {"name": "long", "data": {"buckets": [{"frames": 9, "height": 16, "width": 16}]}, "training": {"steps": 1}},
+    ]
+    document["stages"][1]["optimiser"] = {"learning_rate": 0.0, "weight_decay": 0.0}
+    config.write_text(yaml.safe_dump(document))
+    train_vae(config, tmp_path / "out", say=_quiet)
+    assert _equal(tmp_path / "out" / "short", tmp_path / "out" / "long")
+    assert [len(look.buckets) for look in look_ahead(load(config)).values()] == [2, 2]
+
+
+def test_held_out_videos_are_never_learnt_from(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: dict[bool, set[str]] = {True: set(), False: set()}
+    original = Loader.__iter__
+
+    def watched(self: Loader):  # type: ignore[no-untyped-def]
+        for batch in original(self):
+            read[self._epochs == 1] |= set(batch.keys)  # held out is read once, to its end
+            yield batch
+
+    monkeypatch.setattr(Loader, "__iter__", watched)
+    train_vae(config, tmp_path / "out", changes=["data.workers=0", "training.steps=12"], say=_quiet)
+    assert read[True]
+    assert read[False]
+    assert not read[True] & read[False]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data.shards=nowhere", "nowhere"),
+        ("data.buckets=[{frames: 6, height: 16, width: 16}]", r"6x16x16 does not fit the VAE, which takes 4k\+1"),
+        ("data.buckets=[{frames: 5, height: 20, width: 16}]", "divisible by 8"),
+        ("data.buckets=[{frames: 21, height: 16, width: 16}]", "too_short"),
+        ("data.held_out=0.9999", "leaves none of 12 samples"),
+        ("model.size=tiny", r"either `size` .*or `start`"),
+        ("model={size: tiny, start: null}", "no VAE size 'tiny'.*Valid: debug, full, small"),
+        ("model.start=nowhere", "nowhere"),
+        ("training.context_parallel=2", "cannot be shared by training.context_parallel"),
+        ("loss.kl=-1", "kl -1"),
+        ("loss.perceptual={weight: 1.0, trunk: nowhere.pth}", "there is no file nowhere.pth"),
+        ("training.wandb=mine", "pip install wandb"),
+    ],
+)
+def test_a_wrong_request_is_said_before_work_starts(change: str, message: str, config: Path, tmp_path: Path) -> None:
+    changes = ["data.images=0.25", change] if "context" in change else [change]
+    with pytest.raises(UsageError, match=message):
+        train_vae(config, tmp_path / "out", changes=changes, say=_quiet)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_in_the_file_has_its_place(config: Path) -> None:
+    config.write_text(config.read_text().replace("batch_size", "batchsize"))
+    with pytest.raises(ConfigError, match=r"vae.yaml:3:48: unknown key 'batchsize'. Did you mean 'batch_size'"):
+        load(config)
+
+
+def test_the_recipes_are_valid(shards: Path) -> None:
+    for name in ("vae", "vae-debug"):
+        stages = load(find_recipe(Path(name)), changes=[f"data.shards={shards}"])
+        assert stages
+    with pytest.raises(UsageError, match="Did you mean 'vae'"):
+        find_recipe(Path("vea"))
+
+
+def test_the_commands_say_what_they_did(config: Path, shards: Path, tmp_path: Path) -> None:
+    runner, output = CliRunner(), str(tmp_path / "out")
+    look = runner.invoke(app, ["train", "vae", str(config), "--preflight", "--json"], catch_exceptions=False)
+    assert json.loads(look.stdout)[""]["buckets"][0]["bucket"] == "5x16x16"
+    assert "5x16x16" in runner.invoke(app, ["train", "vae", str(config), "--preflight"]).stdout
+    assert not Path(output).exists()
+
+    options = ["--output", output, "--set", "training.steps=2", "--json"]
+    done = runner.invoke(app, ["train", "vae", str(config), *options], catch_exceptions=False)
+    assert done.exit_code == 0
+    weights = json.loads(done.stdout)["weights"]
+    assert weights == [str(tmp_path / "out" / "weights")]
+
+    options = ["--weights", weights[0], "--frames", "5", "--height", "16", "--width", "16"]
+    judged = runner.invoke(app, ["vae", "eval", str(shards), *options, "--json"], catch_exceptions=False)
+    assert judged.exit_code == 0
+    assert json.loads(judged.stdout)["samples"] == 12
+    made = tmp_path / "made"
+    shown = runner.invoke(
+        app,
+        ["vae", "reconstruct", str(shards), *options, "--limit", "2", "--output", str(made)],
+        catch_exceptions=False,
+    )
+    assert shown.exit_code == 0
+    assert sorted(path.suffix for path in made.iterdir()) == [".jpg", ".jpg", ".mp4", ".mp4"]
+
+
+@pytest.mark.slow
+def test_two_processes_are_started_and_learn_together(config: Path, tmp_path: Path) -> None:
+    arguments = ["train", "vae", str(config), "--output", str(tmp_path / "out"), "--set", "training.steps=2"]
+    command = [sys.executable, "-m", "curation.cli", *arguments, "--num-processes", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=250)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Weights:") == 1
+    assert _weights(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_ray_starts_workers_that_learn_together(config: Path, tmp_path: Path) -> None:
+    arguments = ["train", "vae", str(config), "--output", str(tmp_path / "out"), "--set", "training.steps=2"]
+    command = [sys.executable, "-m", "curation.cli", *arguments, "--num-processes", "2", "--engine", "ray"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert _weights(tmp_path / "out")
