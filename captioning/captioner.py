@@ -77,8 +77,10 @@ class Captioner(Stage):
 
     def settings(self) -> dict[str, Any]:
         model = self.model if self.endpoint or is_callable(self.model) else identity(self.model, *LOCAL_FILES)
-        body = {"body": self.endpoint.body} if self.endpoint and self.endpoint.body else {}
-        return {**super().settings(), "model": model, "prompt": self.filled.mark, **body}
+        sent: dict[str, Any] = {"body": self.endpoint.body} if self.endpoint and self.endpoint.body else {}
+        if self.endpoint and self.asks_for_video:
+            sent["sent_as"] = "mp4"  # once these were single pictures
+        return {**super().settings(), "model": model, "prompt": self.filled.mark, **sent}
 
     def check(self) -> None:
         _ = self.filled

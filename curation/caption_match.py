@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from curation.errors import UsageError
+from curation.errors import StageError, UsageError
 from curation.frames import SHEET
 from curation.output import read_run_file
 from filters import clip
@@ -37,12 +37,21 @@ class ClipMatcher:
     def __call__(
         self, sheets: Sequence[Sequence[tuple[float, bytes]]], *captions: Sequence[str | None]
     ) -> list[list[float | None]]:
-        cells = [[{"t_s": t_s, "jpeg": jpeg} for t_s, jpeg in sheet] for sheet in sheets]
-        seen = self._embedding.process(pa.table({"frames": pa.array(cells, SHEET)}))
+        seen = pa.concat_tables([self._seen(sheet) for sheet in sheets])
         return [
             self._match.process(seen.append_column("caption", pa.array(said, pa.string())))["match_score"].to_pylist()
             for said in captions
         ]
+
+    def _seen(self, sheet: Sequence[tuple[float, bytes]]) -> pa.Table:
+        """The embedding of one contact sheet; unknown where a frame is damaged, which costs no other a score."""
+        cells = [{"t_s": t_s, "jpeg": jpeg} for t_s, jpeg in sheet]
+        try:
+            return self._embedding.process(pa.table({"frames": pa.array([cells], SHEET)}))
+        except StageError:
+            raise
+        except Exception:  # decoders raise anything
+            return self._embedding.process(pa.table({"frames": pa.array([[]], SHEET)}))
 
 
 def find_matcher(run: Path, model: str | None, *, gpu: bool = False) -> ClipMatcher | str:

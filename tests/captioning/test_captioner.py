@@ -14,10 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from captioning.endpoint import Endpoint
 from captioning.journal import Journal
 from captioning.question import Question
 from captioning.requests import Reply, Request
-from captioning.stages import Caption, FrameCaptions, spread
+from captioning.stages import Caption, FrameCaptions, ShortCaption, spread
 from curation.config import load_plan
 from curation.engine import EngineName
 from curation.errors import ConfigError, UsageError
@@ -204,6 +205,14 @@ def test_whatever_a_model_says_can_be_stored(tmp_path: Path) -> None:
     rows = Store(tmp_path / "out").clips().to_pylist()
     assert [row["caption"] for row in rows] == [said.replace("\ud800", "?")] * 2
     assert [row["error"] for row in rows] == [None] * 2
+
+
+def test_captions_of_single_pictures_are_no_captions_of_a_video() -> None:
+    """A table from when servers were sent pictures whatever the stage said is not taken for done."""
+    there = Endpoint(url="http://nowhere/v1")
+    assert ShortCaption(model="m", endpoint=there).settings()["sent_as"] == "mp4"
+    for stage in (ShortCaption(model="m", endpoint=there, see="images"), ShortCaption(model="a.b:c")):
+        assert "sent_as" not in stage.settings()
 
 
 def test_clips_go_to_a_server_as_videos_or_as_pictures(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from filters import clip
 from filters.embedding import Embedding
 from filters.match import Match
 from tests.captioning.test_evaluate import ECHO
+from tests.captioning.tiny import jpeg
 from tests.filters import tiny
 
 
@@ -72,6 +73,13 @@ def test_both_captions_are_scored_as_the_stages_score_them(world: Path, model: P
     for row in pq.read_table(tmp_path / "both.parquet").to_pylist():
         assert row["taught_match_score"] == pytest.approx(own[row["clip_id"]], abs=1e-6)
         assert row["model_match_score"] == pytest.approx(other[row["clip_id"]], abs=1e-6)
+
+
+def test_a_torn_frame_costs_its_own_clip_the_score(model: Path) -> None:
+    good = [(0.0, jpeg(1)), (0.5, jpeg(2))]
+    ((first, torn, second),) = ClipMatcher(str(model))([good, [*good, (1.0, b"\xff\xd8")], good], ["a dog"] * 3)
+    assert first == second is not None
+    assert torn is None
 
 
 def test_without_weights_it_is_said_and_the_rest_is_done(world: Path) -> None:
