@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import training.data.pool
@@ -132,12 +133,12 @@ def test_where_every_sample_is_bad_nothing_is_repeated_for_ever(tmp_path: Path) 
 class Hostile(Decoder):
     """Does what decoders do to damaged files, depending on the sample."""
 
-    def __call__(self, job: Job, memory: tuple[str, int] | None = None) -> Sample | Bad:
+    def do(self, job: Job, place: np.ndarray | None) -> Sample | Bad:
         if job.key == "clip-0001":
             os.kill(os.getpid(), signal.SIGSEGV)
         if job.key == "clip-0002":
             signal.pause()
-        return super().__call__(job, memory)
+        return super().do(job, place)
 
 
 def test_a_decoder_that_crashes_or_hangs_costs_one_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
