@@ -14,7 +14,7 @@ import numpy as np
 from curation.errors import one_line
 from curation.isolate import alive
 from shards.bytes import Bytes
-from training.data.assign import draws
+from training.data.chance import draws
 from training.data.spans import BadError, Wanted, read_decord, read_pyav
 
 _GAP_BYTES = 1 << 16  # members nearer to each other than this are read in one request

@@ -127,9 +127,10 @@ class Loader:
     def plan(self, epoch: int) -> EpochPlan:
         """The batches of an epoch. The two that were asked for last are kept."""
         if epoch not in self._plans:
+            like = next(iter(self._plans.values()), None)
             while len(self._plans) > 1:
                 del self._plans[min(self._plans)]
-            self._plans[epoch] = EpochPlan(self._catalogue, self.settings, epoch)
+            self._plans[epoch] = EpochPlan(self._catalogue, self.settings, epoch, like=like)
         return self._plans[epoch]
 
     @property

@@ -18,6 +18,7 @@ from curation.errors import VideoError, one_line
 from curation.isolate import Isolated
 from training.data.decode import Bad, Decoder, Job, Sample
 
+_OPEN_FILES = "/proc/{}/fd/{}"  # of a process: how a child finds memory that has no name
 _MEMORY_BYTES = 6 << 30  # of one child: the frames of a long 4K span, twice
 
 
@@ -94,6 +95,11 @@ class _Child:
         memory = self._memory(into.nbytes)
         try:
             made: list[Sample | Bad] = self._process.call(jobs, memory)
+        except OSError:
+            if memory is None:
+                raise
+            self._drop_memory()  # this system lets no process open another's files; the pipe does as well
+            return self(jobs, into)
         except VideoError as error:  # it crashed, hung, or grew too large; the next call starts another
             if len(jobs) == 1:
                 return [Bad("crashed", one_line(error))]
@@ -111,10 +117,13 @@ class _Child:
         if self._map is None or len(self._map) < size:
             os.ftruncate(self._file, size)
             self._map = mmap.mmap(self._file, size)
-        return f"/proc/{os.getpid()}/fd/{self._file}", len(self._map)
+        return _OPEN_FILES.format(os.getpid(), self._file), len(self._map)
 
     def close(self) -> None:
         self._process.close()
+        self._drop_memory()
+
+    def _drop_memory(self) -> None:
         self._map = None
         if self._file is not None:
             os.close(self._file)
