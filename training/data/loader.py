@@ -125,7 +125,7 @@ class Loader:
             raise UsageError(f"no sample fits a bucket: {self.plan(0).assignment.dropped()}")
 
     def plan(self, epoch: int) -> EpochPlan:
-        """The batches of an epoch. The two that were asked for last are kept."""
+        """The batches of an epoch. Two are kept: reading ahead goes over the end of one."""
         if epoch not in self._plans:
             like = next(iter(self._plans.values()), None)
             while len(self._plans) > 1:
