@@ -10,7 +10,8 @@ round by round (a ratio of 0.5 is half as many clips a second, or half the CPU t
 
 ``webdataset_pyav`` decodes from the clip's start and scales with OpenCV; ``webdataset_pyav_seek`` seeks to the span and
 lets FFmpeg scale; ``webdataset_decord`` reads the span and scales it with OpenCV; so does ``webdataset_torchcodec``,
-which is there where it can be imported.
+which is there where it can be imported. All have one decoder thread a worker: more threads than cores help nobody who
+is alone on a machine, and take time from the others where not.
 """
 
 from __future__ import annotations
@@ -125,6 +126,7 @@ def pyav(frames: int, crop: tuple[int, int]) -> Decode:
     def decode(mp4: bytes) -> np.ndarray:
         with av.open(io.BytesIO(mp4), "r") as container:
             stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
             start = random.randint(0, stream.frames - frames)  # noqa: S311
             size = cover(stream.height, stream.width, crop)[::-1]
             taken = []
@@ -146,6 +148,7 @@ def pyav_seek(frames: int, crop: tuple[int, int]) -> Decode:
     def decode(mp4: bytes) -> np.ndarray:
         with av.open(io.BytesIO(mp4), "r") as container:
             stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
             start = random.randint(0, stream.frames - frames)  # noqa: S311
             assert stream.average_rate is not None
             assert stream.time_base is not None

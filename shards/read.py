@@ -223,18 +223,19 @@ def _indexed(reader: Bytes, url: str) -> list[Shard]:
 
 def _in_folder(reader: Bytes, folder: str) -> list[Shard]:
     """A folder with an index, or with tars; itself or its ``shards``."""
-    places = [folder, f"{folder}/shards"]
+    places, why = [folder, f"{folder}/shards"], ""
     for place in places:
         index = f"{place}/{_INDEX}"
         try:
             reader.stat(index)
-        except OSError:
+        except OSError as error:
+            why = f" ({one_line(error)})" if is_remote(folder) else ""
             continue
         return _indexed(reader, index)
     for place in () if is_http(folder) else places:  # http lists no folders
         if tars := _matching(f"{place}/*.tar"):
             return [Shard(url=url) for url in tars]
-    raise UsageError(f"{hidden(folder)} has no {_INDEX} and no tars, and neither has its folder shards")
+    raise UsageError(f"{hidden(folder)} has no {_INDEX} and no tars, and neither has its folder shards{why}")
 
 
 def _matching(pattern: str) -> list[str] | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 
 import numpy as np
 import pyarrow as pa
 
 from shards.read import Catalogue
 from shards.scan import ROW
+from training.data.chance import draws
 from training.data.settings import Bucket, DataSettings
 
 # A clip is fast enough for a bucket's fps if it is no slower than this share of it: 23.976 for 24, but not 24 for 25,
@@ -128,13 +128,6 @@ def _kept(catalogue: Catalogue, settings: DataSettings, epoch: int, index: int, 
             drawn = draws(settings.seed, epoch, f"keep {settings.buckets[index]}", keys[int(i)].as_py())
             kept[i] = drawn[0] < share
     return kept
-
-
-def draws(seed: int, epoch: int, purpose: str, key: str) -> np.ndarray:
-    """Eight numbers in [0, 1) that depend on nothing else, on any machine."""
-    text = f"{seed}/{epoch}/{purpose}/{key}"
-    words = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=64).digest(), "<u8")
-    return (words >> np.uint64(11)) * 2.0**-53
 
 
 def _area(bucket: Bucket) -> int:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import mmap
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from curation.errors import one_line
 from curation.isolate import alive
 from shards.bytes import Bytes
-from training.data.assign import draws
+from training.data.chance import draws
 from training.data.spans import BadError, Wanted, read_decord, read_pyav
 
 _GAP_BYTES = 1 << 16  # members nearer to each other than this are read in one request
@@ -36,6 +37,11 @@ class Job(NamedTuple):
     crop: tuple[int, int]  # (height, width)
     draw: tuple[int, int, str]  # seed, epoch, purpose: what chance depends on besides the key
     settings: tuple[str, float, float]  # crop, zoom, flip
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """3 T H W."""
+        return 3, self.frames, *self.crop
 
 
 class Crop(NamedTuple):
@@ -81,21 +87,29 @@ class Decoder:
         self._bytes = Bytes()
         self._memory: tuple[tuple[str, int], mmap.mmap] | None = None
 
-    def __call__(self, job: Job, memory: tuple[str, int] | None = None) -> Sample | Bad:
-        """Do one job.
+    def __call__(self, jobs: Sequence[Job], memory: tuple[str, int] | None = None) -> list[Sample | Bad]:
+        """Do jobs of one shape.
 
         Args:
-            job: what to do.
-            memory: a file, and its size, that the frames are put into; None returns them.
+            jobs: what to do.
+            memory: a file, and its size, that the frames are put into, one sample after the other; None returns them.
         """
+        places: list[np.ndarray | None] = [None] * len(jobs)
+        if memory is not None:
+            places = list(self._mapped(memory, (len(jobs), *jobs[0].shape)))
+        return [self.do(job, place) for job, place in zip(jobs, places, strict=True)]
+
+    def do(self, job: Job, place: np.ndarray | None) -> Sample | Bad:
+        """Do one job; whatever is wrong with its sample is told, and not raised."""
         try:
-            return self._do(job, memory)
+            return self._do(job, place)
         except BadError as error:
             return Bad(error.reason, str(error))
         except Exception as error:  # whatever one file does, it costs one sample
             return Bad("undecodable", one_line(error))
 
-    def _do(self, job: Job, memory: tuple[str, int] | None) -> Sample:
+    def _do(self, job: Job, place: np.ndarray | None) -> Sample:
+        alive()
         data, text, row = self._members(job)
         alive()
         about: dict[str, Any] = json.loads(row) if row else {}
@@ -105,10 +119,9 @@ class Decoder:
         read = read_decord if job.decoder == "decord" else read_pyav
         wanted = Wanted(job.frames, job.fps, float(chance[0]), job.size, scaled, job.num_frames, job.length_s)
         span = read(data, wanted)
-        shape = (3, job.frames, *job.crop)
-        video = np.empty(shape, np.uint8) if memory is None else self._mapped(memory, shape)
+        video = np.empty(job.shape, np.uint8) if place is None else place
         _assemble(span.pictures, crop, video)
-        return Sample(video if memory is None else None, caption, about, span.times_s, crop)
+        return Sample(video if place is None else None, caption, about, span.times_s, crop)
 
     def _mapped(self, memory: tuple[str, int], shape: tuple[int, ...]) -> np.ndarray:
         if self._memory is None or self._memory[0] != memory:

@@ -70,7 +70,7 @@ class _Pending:
     index: int
     planned: Planned
     video: torch.Tensor
-    samples: list[Future[Sample | Bad]]
+    samples: list[Future[list[Sample | Bad]]]
     is_padding: bool
 
 
@@ -118,16 +118,19 @@ class Loader:
         self.faults.note(self._catalogue)
         self._plans: dict[int, EpochPlan] = {}
         self._position = (0, 0)  # epoch and global batch that rank 0 reads next
-        self._pool = Pool(workers=settings.workers if workers is None else workers, stall_s=settings.stall_s)
+        workers = settings.workers if workers is None else workers
+        self._share = max(1, workers)  # parts of a batch that are done at a time
+        self._pool = Pool(workers=workers, stall_s=settings.stall_s)
         if not len(self.plan(0)):
             raise UsageError(f"no sample fits a bucket: {self.plan(0).assignment.dropped()}")
 
     def plan(self, epoch: int) -> EpochPlan:
-        """The batches of an epoch. The two that were asked for last are kept."""
+        """The batches of an epoch. Two are kept: reading ahead goes over the end of one."""
         if epoch not in self._plans:
+            like = next(iter(self._plans.values()), None)
             while len(self._plans) > 1:
                 del self._plans[min(self._plans)]
-            self._plans[epoch] = EpochPlan(self._catalogue, self.settings, epoch)
+            self._plans[epoch] = EpochPlan(self._catalogue, self.settings, epoch, like=like)
         return self._plans[epoch]
 
     @property
@@ -184,9 +187,10 @@ class Loader:
         bucket = self.settings.buckets[planned.bucket]
         frames = 1 if planned.is_image else bucket.frames
         video = torch.empty((len(planned.samples), 3, frames, bucket.height, bucket.width), dtype=torch.uint8)
+        jobs = [self._job(int(sample), epoch, index, planned) for sample in planned.samples]
+        each = -(-len(jobs) // self._share)
         samples = [
-            self._pool.submit(self._job(int(sample), epoch, index, planned), place.numpy())
-            for sample, place in zip(planned.samples, video, strict=True)
+            self._pool.submit(jobs[i : i + each], video[i : i + each].numpy()) for i in range(0, len(jobs), each)
         ]
         return _Pending(epoch, index, planned, video, samples, is_padding)
 
@@ -215,8 +219,9 @@ class Loader:
         """Wait for the samples of a batch, count those that are bad, and put others in their place where need be."""
         planned, good = pending.planned, dict[int, tuple[Sample, str]]()
         numbers = [*planned.samples.tolist()]
-        for place, future in enumerate(pending.samples):
-            self._take(place, numbers[place], future.result(), good)
+        made = [one for future in pending.samples for one in future.result()]
+        for place, one in enumerate(made):
+            self._take(place, numbers[place], one, good)
         repeats = sum(place >= len(numbers) - planned.repeats for place in good)
         following = iter(planned.following.tolist())
         while len(good) < (len(numbers) if self.settings.short == "fill" else 1):
@@ -224,8 +229,8 @@ class Loader:
             if (sample := next(following, None)) is None:
                 self.faults.stop(f"none of the {len(planned.following)} samples that follow could be read either")
             job = self._job(sample, pending.epoch, pending.index, planned)
-            made = self._pool.submit(job, pending.video[place].numpy()).result()
-            repeats += self._take(place, sample, made, good)
+            (one,) = self._pool.submit([job], pending.video[place : place + 1].numpy()).result()
+            repeats += self._take(place, sample, one, good)
         places = [place for place in good if place < len(numbers)]
         video = pending.video if places == [*range(len(numbers))] else pending.video[places]
         samples = [good[place] for place in places]

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from shards.read import Catalogue
-from training.data.assign import Assignment, assign, draws
+from training.data.assign import Assignment, assign
+from training.data.chance import draws
 from training.data.settings import DataSettings
 
 
@@ -46,11 +47,15 @@ class EpochPlan:
         catalogue: the samples.
         settings: how they are batched.
         epoch: from 0.
+        like: the plan of another epoch of the same, whose assignment may do for this one too.
     """
 
-    def __init__(self, catalogue: Catalogue, settings: DataSettings, epoch: int) -> None:
+    def __init__(
+        self, catalogue: Catalogue, settings: DataSettings, epoch: int, *, like: EpochPlan | None = None
+    ) -> None:
         self.epoch = epoch
-        self.assignment: Assignment = assign(catalogue, settings, epoch)
+        same = like is not None and all(bucket.keep == 1 for bucket in settings.buckets)
+        self.assignment: Assignment = like.assignment if like and same else assign(catalogue, settings, epoch)
         self._fill = settings.short == "fill"
         self._lanes: list[_Lane] = []
         order = _order(catalogue, settings, epoch)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import queue
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -17,6 +18,7 @@ from curation.errors import VideoError, one_line
 from curation.isolate import Isolated
 from training.data.decode import Bad, Decoder, Job, Sample
 
+_OPEN_FILES = "/proc/{}/fd/{}"  # of a process: how a child finds memory that has no name
 _MEMORY_BYTES = 6 << 30  # of one child: the frames of a long 4K span, twice
 
 
@@ -36,26 +38,30 @@ class Pool:
         for _ in range(workers):
             self._free.put(None)
 
-    def submit(self, job: Job, into: np.ndarray) -> Future[Sample | Bad]:
-        """Do a job some time; its frames are put ``into`` an array 3 T H W uint8."""
+    def submit(self, jobs: Sequence[Job], into: np.ndarray) -> Future[list[Sample | Bad]]:
+        """Do jobs of one shape some time, one after the other; frames are put ``into`` an array N 3 T H W uint8.
+
+        Several at once cost one exchange with a child. One that crashes with them does them again, each by itself, so
+        that only the sample that is to blame is lost.
+        """
         if self._threads is not None:
-            return self._threads.submit(self._do, job, into)
-        done: Future[Sample | Bad] = Future()
-        done.set_result(self._do_here(job, into))
+            return self._threads.submit(self._do, jobs, into)
+        done: Future[list[Sample | Bad]] = Future()
+        done.set_result(self._do_here(jobs, into))
         return done
 
-    def _do_here(self, job: Job, into: np.ndarray) -> Sample | Bad:
+    def _do_here(self, jobs: Sequence[Job], into: np.ndarray) -> list[Sample | Bad]:
         if self._here is None:
             self._here = Decoder()
             self._here.setup()
-        return _delivered(self._here(job), into)
+        return [self._here.do(job, place) for job, place in zip(jobs, into, strict=True)]
 
-    def _do(self, job: Job, into: np.ndarray) -> Sample | Bad:
+    def _do(self, jobs: Sequence[Job], into: np.ndarray) -> list[Sample | Bad]:
         child = self._free.get()
         try:
             if child is None:
                 child = _Child(self._stall_s)
-            return child(job, into)
+            return child(jobs, into)
         finally:
             self._free.put(child)
 
@@ -85,16 +91,24 @@ class _Child:
     def pid(self) -> int | None:
         return self._process.pid
 
-    def __call__(self, job: Job, into: np.ndarray) -> Sample | Bad:
+    def __call__(self, jobs: Sequence[Job], into: np.ndarray) -> list[Sample | Bad]:
         memory = self._memory(into.nbytes)
         try:
-            made: Sample | Bad = self._process.call(job, memory)
+            made: list[Sample | Bad] = self._process.call(jobs, memory)
+        except OSError:
+            if memory is None:
+                raise
+            self._drop_memory()  # this system lets no process open another's files; the pipe does as well
+            return self(jobs, into)
         except VideoError as error:  # it crashed, hung, or grew too large; the next call starts another
-            return Bad("crashed", one_line(error))
-        if isinstance(made, Sample) and made.video is None:
+            if len(jobs) == 1:
+                return [Bad("crashed", one_line(error))]
+            return [one for i, job in enumerate(jobs) for one in self([job], into[i : i + 1])]
+        if memory is not None:
             assert self._map is not None
             np.copyto(into, np.frombuffer(self._map, np.uint8, into.size).reshape(into.shape))
-        return _delivered(made, into)
+            return made
+        return [_delivered(one, place) for one, place in zip(made, into, strict=True)]
 
     def _memory(self, size: int) -> tuple[str, int] | None:
         """The shared file, large enough, as the child can open it."""
@@ -103,10 +117,13 @@ class _Child:
         if self._map is None or len(self._map) < size:
             os.ftruncate(self._file, size)
             self._map = mmap.mmap(self._file, size)
-        return f"/proc/{os.getpid()}/fd/{self._file}", len(self._map)
+        return _OPEN_FILES.format(os.getpid(), self._file), len(self._map)
 
     def close(self) -> None:
         self._process.close()
+        self._drop_memory()
+
+    def _drop_memory(self) -> None:
         self._map = None
         if self._file is not None:
             os.close(self._file)
@@ -115,8 +132,7 @@ class _Child:
 
 def _delivered(made: Sample | Bad, into: np.ndarray) -> Sample | Bad:
     """A sample without its frames, which are where they were wanted."""
-    if isinstance(made, Bad):
+    if isinstance(made, Bad) or made.video is None:
         return made
-    if made.video is not None:
-        np.copyto(into, made.video)
+    np.copyto(into, made.video)
     return made._replace(video=None)

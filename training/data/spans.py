@@ -16,7 +16,7 @@ import numpy as np
 
 from curation.errors import VideoError
 from curation.isolate import alive
-from shards.probe import open_video
+from shards.container import open_video
 
 _SAME_TIME_S = 1e-4
 
@@ -111,7 +111,7 @@ def _read_pyav(video: bytes, wanted: Wanted, *, quick: bool) -> Span | None:
         asked = [int(names[i]) for i in indices]
         container.seek(asked[0] if quick else 0 if counted else int(names[0]), stream=stream)
         frames = _from(container, stream, asked[0]) if quick else container.decode(stream)
-        found = _pictures(frames, counted, set(asked), wanted)
+        found = _pictures(frames, counted, set(asked), wanted, stream)
         return Span([found[name] for name in asked], shown_s) if len(found) == len(set(asked)) else None
 
 
@@ -146,7 +146,9 @@ def _from(container: Any, stream: Any, first: int) -> Iterator[Any]:
         yield from packet.decode()
 
 
-def _pictures(frames: Iterable[Any], counted: bool, asked: set[int], wanted: Wanted) -> dict[int, np.ndarray]:
+def _pictures(
+    frames: Iterable[Any], counted: bool, asked: set[int], wanted: Wanted, stream: Any
+) -> dict[int, np.ndarray]:
     """Number or ticks -> picture, of the frames that are asked for."""
     from curation.picture import Frame
 
@@ -154,13 +156,15 @@ def _pictures(frames: Iterable[Any], counted: bool, asked: set[int], wanted: Wan
     scalers: dict[Any, Any] = {}
     for i, raw in enumerate(frames):
         alive()
+        if raw.is_corrupt:  # what is predicted from it is wrong too, and not marked
+            raise BadError("undecodable", "holds damaged frames")
         name = i if counted else raw.pts
         if name in asked:
             turned = int(raw.rotation) % 360
             frame = Frame(0, 0.0, raw, 0 if turned % 90 else turned, scalers)
             if not found:
-                sideways = frame.rotation in (90, 270)
-                _refuse_other_size((raw.width, raw.height) if sideways else (raw.height, raw.width), wanted, slack=1.5)
+                aspect = float(stream.codec_context.sample_aspect_ratio or 1)
+                _refuse_other_size(raw.height, raw.width, aspect, wanted, sideways=frame.rotation in (90, 270))
             found[name] = frame.picture(wanted.scaled[1], wanted.scaled[0])
         if len(found) == len(asked):
             break
@@ -177,7 +181,7 @@ def read_decord(video: bytes, wanted: Wanted) -> Span:
 
     with open_video(io.BytesIO(video), quick=True) as container:  # decord would squeeze any picture to the size
         context = container.streams.video[0].codec_context
-        _refuse_other_size((context.height, context.width), wanted, slack=1.0)
+        _refuse_other_size(context.height, context.width, 1.0, wanted)
     height, width = wanted.scaled
     reader = decord.VideoReader(io.BytesIO(video), ctx=decord.cpu(0), height=height, width=width, num_threads=1)
     alive()
@@ -197,9 +201,12 @@ def _span(times_s: np.ndarray, wanted: Wanted) -> tuple[np.ndarray, np.ndarray]:
     return choose(times_s, max(length_s, times_s[-1]), wanted.frames, wanted.fps, wanted.chance)
 
 
-def _refuse_other_size(found: tuple[int, int], wanted: Wanted, *, slack: float) -> None:
-    """A picture that is not what its row says would be squeezed. Pixels that are not square differ in width alone."""
-    (height, width), (said_height, said_width) = found, wanted.size
-    wrong = height > slack * said_height or said_height > slack * height
-    if wrong or (slack == 1.0 and width != said_width):
-        raise BadError("wrong_size", f"is {width}x{height}, its row says {said_width}x{said_height}")
+def _refuse_other_size(height: int, width: int, aspect: float, wanted: Wanted, *, sideways: bool = False) -> None:
+    """A picture that is not what its row says would be squeezed. ``aspect`` is a stored pixel's width, in heights."""
+    sizes = {(height, width), (height, round(width * aspect))}
+    if sideways:
+        sizes = {(wide, tall) for tall, wide in sizes}
+    said_height, said_width = wanted.size
+    if not any(tall == said_height and abs(wide - said_width) <= 1 for tall, wide in sizes):
+        tall, wide = min(sizes)
+        raise BadError("wrong_size", f"is {wide}x{tall}, its row says {said_width}x{said_height}")

@@ -12,7 +12,8 @@ from curation.errors import UsageError
 from curation.rules import Rule
 from shards.read import Catalogue, read_catalogue
 from tests.training.data.made import row, write_tar
-from training.data.assign import Assignment, assign, crop_loss, draws, fits_length, fits_size, search_order
+from training.data.assign import Assignment, assign, crop_loss, fits_length, fits_size, search_order
+from training.data.chance import draws
 from training.data.settings import Bucket, DataSettings
 
 

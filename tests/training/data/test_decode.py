@@ -16,9 +16,11 @@ import training.data.spans
 from curation.plan import ShardSettings
 from shards.encode import cut_clip
 from shards.pack import sample_json
+from shards.scan import VIDEO_SUFFIXES
 from tests.shards.films import FILMS, Film, read_number, span, times_of
 from tests.training.data.made import clip, numbers, row, settings, write_tar
 from training.data.loader import Loader
+from training.data.settings import Bucket
 from training.data.spans import BadError, Wanted, choose, read_pyav
 
 
@@ -165,7 +167,6 @@ def test_colours_and_sizes_are_kept(tmp_path: Path) -> None:
     for codec, decoder in (("h264", "decord"), ("h264", "pyav"), ("av1", "pyav")):
         key, parts, _ = cut(Film(paint=paint, count=12), tmp_path, 0, 12, ShardSettings(codec=codec))  # type: ignore[arg-type]
         write_tar(tmp_path / "0.tar", [(key, parts)])
-        from training.data.settings import Bucket
 
         options = settings(tmp_path, buckets=[Bucket(frames=5, height=64, width=128)], decoder=decoder)
         with Loader(options, workers=0, epochs=1) as loader:
@@ -226,3 +227,25 @@ def test_decord_is_asked_for_by_name_where_it_is_missing(tmp_path: Path, monkeyp
     with pytest.raises(UsageError, match="pip install decord, or leave `decoder` out"):
         Loader(settings(tmp_path, decoder="decord"), workers=0)
     Loader(settings(tmp_path), workers=0).close()
+
+
+@pytest.mark.slow
+def test_real_videos_of_all_kinds_give_their_spans_or_a_reason(real_videos: Path, tmp_path: Path) -> None:
+    """As strangers' shards hold them: rotated, of uneven rates, 10 bits, with damage."""
+    taken = [path for path in sorted(real_videos.iterdir()) if path.suffix[1:] in VIDEO_SUFFIXES]
+    taken = [path for path in taken if path.stat().st_size < 2 << 20]
+    write_tar(
+        tmp_path / "0.tar", [(path.stem.replace(".", "_"), {path.suffix[1:]: path.read_bytes()}) for path in taken]
+    )
+    bucket = Bucket(frames=8, height=96, width=96, batch_size=1)
+    options = settings(tmp_path, buckets=[bucket], max_bad=1.0, min_pixels=0.1)
+    with Loader(options, workers=2, epochs=1) as loader:
+        batches = list(loader)
+        short = loader.plan(0).assignment.dropped()
+    read = {batch.keys[0] for batch in batches}
+    assert len(read) + sum(loader.faults.reasons.values()) + sum(short.values()) == len(taken)
+    lost = {fault.name.partition(":")[2] for named in loader.faults.first.values() for fault in named}
+    assert all(name.startswith(("broken", "audio_only")) for name in lost), lost
+    for batch in batches:
+        assert (np.diff(batch.times_s[0]) > 0).all()
+        assert batch.video.shape == (1, 3, 8, 96, 96)
