@@ -288,3 +288,14 @@ def test_checkpointed_blocks_give_the_same_gradients() -> None:
     for (name, ours), other in zip(saving.named_parameters(), plain.parameters(), strict=True):
         assert ours.grad is not None and other.grad is not None and torch.equal(ours.grad, other.grad), name
     assert len(blocks(plain)) == 4 + 2 + 2 + 8
+
+
+@pytest.mark.parametrize("gradients", [True, False], ids=["training", "evaluation"])
+def test_autocast_to_bfloat16_stays_near(gradients: bool) -> None:
+    vae, x = tiny(), video(1, 3, 9, 16, 16)
+    with torch.set_grad_enabled(gradients):
+        reference = vae.decode(vae.encode(x).mode)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = vae.decode(vae.encode(x).mode)
+    assert rounded.dtype == torch.bfloat16
+    assert apart(rounded.float(), reference) < 0.1

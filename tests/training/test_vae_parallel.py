@@ -20,6 +20,7 @@ TWO = {
     "one latent on rank 1": Case(frames=17, spans=(13, 4)),
     "checkpointed": Case(checkpoint=True),
     "sharded too": Case(sharded=True),
+    "data times context": Case(mesh=True),
     "sharded and checkpointed": Case(checkpoint=True, sharded=True),
 }
 THREE = {

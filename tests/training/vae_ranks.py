@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from tests.training.vae_helpers import TINY, tiny, video
@@ -33,7 +34,8 @@ class Case:
     halo_gradient: bool = True
     norm_gradient: bool = True
     checkpoint: bool = False
-    sharded: bool = False
+    sharded: bool = False  # FSDP2 over the ranks that share the video
+    mesh: bool = False  # FSDP2 over other ranks: a mesh of data times context
 
 
 def on_ranks(ranks: int, function: Callable[..., Any], *arguments: Any, folder: Path) -> list[Any]:
@@ -109,35 +111,40 @@ def _in_parallel(rank: int, case: Case) -> dict[str, Tensor]:
     vae = tiny().double()
     if case.checkpoint:
         checkpoint_blocks(vae)
+    group = None
     if case.sharded:
         shard(vae)
+    if case.mesh:
+        mesh = init_device_mesh("cpu", (1, ranks), mesh_dim_names=("data", "context"))
+        shard(vae, mesh=mesh["data"])
+        group = mesh["context"].get_group()
     x, noise = batch(case.frames)
     x, noise = x[:, :, span].clone().requires_grad_(), noise[:, :, (span.start + 3) // 4 : (span.stop + 3) // 4]
-    with context_parallel(vae):
+    with context_parallel(vae, group):
         reconstruction, _, kl = loss_parts(vae, x, noise)
         with torch.no_grad():
             evaluated, _, _ = loss_parts(vae, x, noise)
     difference = reconstruction - x
-    loss = mean_share(difference.abs()) + mean_share(difference.square()) + kl
+    loss = mean_share(difference.abs(), group) + mean_share(difference.square(), group) + kl
     if case.sharded:
         (loss * ranks).backward()  # FSDP2 averages
         assert x.grad is not None
         x.grad /= ranks
     else:
         loss.backward()
-        sum_gradients(vae)
+        sum_gradients(vae, group)
     assert x.grad is not None
-    results = {"loss": total(loss), "reconstruction": reconstruction.detach(), "x": x.grad, **_gradients(vae)}
+    results = {"loss": total(loss, group), "reconstruction": reconstruction.detach(), "x": x.grad, **_gradients(vae)}
     return {**results, "evaluated": evaluated}
 
 
-def shard(vae: VAE) -> None:
+def shard(vae: VAE, *, mesh: DeviceMesh | None = None) -> None:
     """FSDP2 as a trainer applies it: every residual block, then the rest."""
     for block in blocks(vae):
-        fully_shard(block)
-    fully_shard(vae)
+        fully_shard(block, mesh=mesh)
+    fully_shard(vae, mesh=mesh)
     for method in ("encode", "decode"):
-        torch.distributed.fsdp.register_fsdp_forward_method(vae, method)
+        register_fsdp_forward_method(vae, method)
 
 
 def _gradients(vae: VAE) -> dict[str, Tensor]:

@@ -62,10 +62,12 @@ class VAEConfig:
             raise UsageError(
                 "use_quant_conv and use_post_quant_conv are not built; no published CogVideoX VAE has them"
             )
-        uneven = [width for width in self.block_out_channels if width % self.norm_num_groups]
-        if uneven:
-            raise UsageError(f"norm_num_groups {self.norm_num_groups} does not divide block_out_channels {uneven}")
-        if self.time_ratio not in [2**level for level in range(blocks)]:
+        uneven = [width for width in self.block_out_channels if width % max(self.norm_num_groups, 1)]
+        if uneven or self.norm_num_groups < 1:
+            raise UsageError(
+                f"norm_num_groups {self.norm_num_groups} does not divide block_out_channels {self.block_out_channels}"
+            )
+        if self.temporal_compression_ratio not in [2**level for level in range(blocks)]:
             raise UsageError(
                 f"temporal_compression_ratio {self.temporal_compression_ratio} must be a power of 2 up to "
                 f"{2 ** (blocks - 1)} for {blocks} blocks"
@@ -107,7 +109,7 @@ class VAEConfig:
 
 
 SIZES: Mapping[str, VAEConfig] = {
-    "debug": VAEConfig(block_out_channels=(8, 16, 32, 64), layers_per_block=1, norm_num_groups=8),
+    "debug": VAEConfig(block_out_channels=(8, 16, 32, 64), layers_per_block=1, norm_num_groups=2),
     "small": VAEConfig(block_out_channels=(64, 128, 128, 256), layers_per_block=2),
     "full": VAEConfig(),
 }
