@@ -64,7 +64,7 @@ def contenders(args: argparse.Namespace) -> list[Contender]:
     if config.use_rotary_positional_embeddings:
         grid = (args.frames // config.time_patch, args.height // config.patch_size, args.width // config.patch_size)
         turns = rotary(config, grid, device=latents.device)
-        places = (turns.real.repeat_interleave(2, -1), turns.imag.repeat_interleave(2, -1))
+        places = (turns[..., 0].repeat_interleave(2, -1), turns[..., 1].repeat_interleave(2, -1))
     return [
         Contender("ours", ours, lambda: ours(latents, text, t)),
         Contender("diffusers", other, lambda: other(latents, text, t, image_rotary_emb=places, return_dict=False)[0]),
