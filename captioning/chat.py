@@ -7,12 +7,14 @@ Suffixes in this file: B requests, L tokens.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from captioning.plain import control_tokens, plain
 from captioning.requests import Reply, Request
 from curation.errors import UsageError
 from curation.model_files import MissingWeightsError, check_weights, located
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import BatchFeature
 
 IGNORED = -100  # label of tokens that are not learnt; PyTorch's cross entropy leaves them out
-_FASTEST_FPS = 4.0  # see _fps
+_FASTEST_FPS = 4.0  # see frame_rate
 _UNKNOWN_FPS = 2.0
 
 
@@ -45,7 +47,13 @@ def load(source: str, *, device: str, dtype: str) -> tuple[Any, Any]:
     import torch
 
     mend()
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoProcessor,
+        AutoTokenizer,
+        GenerationConfig,
+    )
 
     kind = kind_of(source)
     source = located(source)
@@ -67,6 +75,10 @@ def load(source: str, *, device: str, dtype: str) -> tuple[Any, Any]:
         raise UsageError(f"the model {source} has no chat template; use one that was tuned to answer (-Instruct, -it)")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    # Settings that come with a model are for chatting: a penalty on words said before changes captions, here and in
+    # every model that is made of this one.
+    marks = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+    model.generation_config = GenerationConfig(**{name: getattr(model.generation_config, name) for name in marks})
     return model.to(device).eval(), processor
 
 
@@ -121,18 +133,22 @@ def encode(processor: Any, requests: Sequence[Request], *, answers: Sequence[str
         answers: to learn: they follow the requests, padded on the right, and there are ``labels`` (B L) with the
             tokens of the answer and of its end, and ``IGNORED`` everywhere else.
 
+    Control tokens that stand in a prompt or an answer are broken up: there they are text.
+
     Raises:
         UsageError: there are pictures and the model reads only text.
     """
     import torch
 
+    controls = control_tokens(processor)
+    requests = [dataclasses.replace(request, prompt=plain(request.prompt, controls)) for request in requests]
     texts = [_prompt(processor, request) for request in requests]
     batch = _prepare(processor, requests, texts)
     if answers is None:
         return batch
     tokenizer = tokenizer_of(processor)
     endings = [
-        _ending(processor, request, text, answer)
+        _ending(processor, request, text, plain(answer, controls))
         for request, text, answer in zip(requests, texts, answers, strict=True)
     ]
     answered = tokenizer(endings, add_special_tokens=False)["input_ids"]
@@ -175,7 +191,6 @@ def generate(
     if temperature:
         torch.manual_seed(seed ^ int(requests[0].digest()[:8], 16))
     with torch.inference_mode():
-        # Sampling settings that come with a model are for chatting.
         output = model.generate(
             **batch,
             max_new_tokens=most,
@@ -183,7 +198,6 @@ def generate(
             num_beams=1,
             top_p=None,
             top_k=None,
-            repetition_penalty=None,
             pad_token_id=tokenizer.pad_token_id,
         )
     stops = end_tokens(model, processor)
@@ -249,9 +263,10 @@ def _ending(processor: Any, request: Request, prompt: str, answer: str) -> str:
         processor, [*_conversation(processor, request), {"role": "assistant", "content": content}], open_end=False
     )
     before, found, after = whole.removeprefix(prompt).partition(answer) if whole.startswith(prompt) else ("", "", "")
-    specials = [token for token in tokenizer.all_special_tokens if token in after] if found else []
-    end = min(specials, key=after.index, default=tokenizer.eos_token)
-    return before + answer + end
+    if not found:  # the template writes answers in another way than it asks for them
+        return str(answer + tokenizer.eos_token)
+    specials = [token for token in tokenizer.all_special_tokens if token in after]
+    return str(before + answer + min(specials, key=after.index, default=tokenizer.eos_token))
 
 
 def _prepare(processor: Any, requests: Sequence[Request], texts: list[str]) -> BatchFeature:
@@ -293,7 +308,7 @@ def _decode(jpegs: Sequence[bytes], *, alike: bool) -> list[Image]:
 
 def _metadata(request: Request, images: Sequence[Image]) -> dict[str, Any]:
     """What a video processor wants to know of a video whose every frame is given."""
-    fps = _fps(request.times)
+    fps = frame_rate(request.times)
     return {
         "total_num_frames": len(images),
         "fps": fps,
@@ -304,7 +319,7 @@ def _metadata(request: Request, images: Sequence[Image]) -> dict[str, Any]:
     }
 
 
-def _fps(times: Sequence[float]) -> float:
+def frame_rate(times: Sequence[float]) -> float:
     """Frames per second of a contact sheet.
 
     No more than 4: Qwen2.5-VL counts time in half seconds and joins frames in twos, so from closer frames on its

@@ -6,15 +6,17 @@ import dataclasses
 import functools
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import pyarrow as pa
 from annotated_types import Len
 
 from captioning.language import LANGUAGES, known_languages, language_of
 from captioning.phrases import is_refusal, label, opening
-from captioning.words import is_cut_off, sentences, tokens, words
+from captioning.words import is_cut_off, is_finished, sentences, tokens, words
 from curation.errors import UsageError, nearest
 from curation.model_files import check_weights, fetch_weights, identity, located
 from curation.stage import Needs, Stage
+from curation.table import caption_columns, caption_of
 
 _TOKENIZER = "tokenizer.json"
 _USAGE = "caption_usage"
@@ -36,19 +38,20 @@ class CaptionChecks(Stage):
         caption_refusal: 1 where a sentence begins as a refusal does ("I'm sorry", "As an AI"), otherwise 0.
         caption_cut_off: 1 where the caption breaks off within a sentence, or where the model that wrote it was stopped
             (``caption_usage``, where a stage before writes that); otherwise 0. A single phrase without a full stop is
-            whole.
+            whole, and so is a clean caption that ends as a sentence does.
         caption_language: ISO 639-1 code, such as ``en``. Unknown for fewer than four words, and where two languages
             are nearly as probable.
 
     Args:
-        column: ``clean_caption`` to measure what the stage ``clean_captions`` has written.
+        column: null measures what goes into the shards: behind the stage ``clean_captions`` the clean caption.
+            ``caption`` measures it as it was written.
         tokenizer: a folder with ``tokenizer.json``, that file, or a repository of the Hugging Face hub that has one.
             ``google-t5/t5-small`` counts as the T5 of CogVideoX does.
         languages: those to choose from. Of the 30 that are the default a worker needs 550 MB and some 4 s to start;
             then 0.2 ms a caption.
     """
 
-    column: Literal["caption", "clean_caption"] = "caption"
+    column: Literal["caption"] | None = None
     tokenizer: str | None = None
     languages: Annotated[list[str], Len(2)] = dataclasses.field(default_factory=lambda: list(LANGUAGES))
 
@@ -69,13 +72,14 @@ class CaptionChecks(Stage):
     )
 
     def __post_init__(self) -> None:
-        self._reads_usage = False
+        self._captions: tuple[str, ...] = ("caption",)
+        self._usage: tuple[str, ...] = ()
         if self.tokenizer is not None:
             self.tokenizer = located(self.tokenizer)
 
     @property
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (self.column, _USAGE) if self._reads_usage else (self.column,)
+        return (*self._captions, *self._usage)
 
     def settings(self) -> dict[str, Any]:
         named = None if self.tokenizer is None else identity(self.tokenizer, _TOKENIZER)
@@ -90,15 +94,20 @@ class CaptionChecks(Stage):
             check_weights(self.tokenizer, [_TOKENIZER])
 
     def check_inputs(self, columns: pa.Schema) -> None:
-        self._reads_usage = _USAGE in columns.names  # captions from files have none
+        self._usage = (_USAGE,) if _USAGE in columns.names else ()  # captions from files have none
+        self._captions = caption_columns(columns.names if self.column is None else (self.column,))
 
     def process(self, clips: pa.Table) -> pa.Table:
-        captions = clips[self.column].to_pylist()
-        usage = clips[_USAGE].to_pylist() if self._reads_usage else [None] * len(captions)
-        rows = [self._measure(text or "", used or {}) for text, used in zip(captions, usage, strict=True)]
+        rows = [self._measure(caption_of(row) or "", self._was_stopped(row)) for row in clips.to_pylist()]
         return pa.Table.from_pylist(rows, schema=self.writes)
 
-    def _measure(self, text: str, used: dict[str, Any]) -> dict[str, Any]:
+    def _was_stopped(self, row: dict[str, Any]) -> bool:
+        """Whether the caption is unfinished because its model was stopped."""
+        stopped = bool((row.get(_USAGE) or {}).get("cut_off"))
+        cleaned = row.get("caption_changes") is not None  # then what was unfinished may be gone
+        return stopped and not (cleaned and is_finished(caption_of(row) or ""))
+
+    def _measure(self, text: str, stopped: bool) -> dict[str, Any]:
         count = len(words(text))
         if not text.strip():
             return {"caption_words": 0}
@@ -108,7 +117,7 @@ class CaptionChecks(Stage):
             "caption_repetition": repetition(text),
             "caption_boilerplate": boilerplate(text),
             "caption_refusal": float(is_refusal(text)),
-            "caption_cut_off": float(bool(used.get("cut_off")) or is_cut_off(text)),
+            "caption_cut_off": float(stopped or is_cut_off(text)),
             "caption_language": language_of(text, self.languages),
         }
 
@@ -143,22 +152,22 @@ def repetition(text: str) -> float:
     "round and round" and "higher and higher" are none. A sentence of four words or more counts when it was said before.
     """
     said = tokens(text)
-    again = [False] * len(said)
+    known_as: dict[str, int] = {}
+    names = np.array([known_as.setdefault(token, len(known_as)) for token in said])  # a transcript must take no minutes
+    again = np.zeros(len(said), bool)
     for period in range(1, len(said) // 2 + 1):
-        run = 0
-        for i in range(period, len(said) + 1):
-            if i < len(said) and said[i] == said[i - period]:
-                run += 1
-                continue
-            if run >= max(period, min(3 * period, 6)):
-                again[i - run : i] = [True] * run
-            run = 0
+        same, shortest = names[period:] == names[:-period], max(period, min(3 * period, 6))
+        if np.count_nonzero(same) < shortest:
+            continue
+        first, end = np.flatnonzero(np.diff(same, prepend=False, append=False)).reshape(-1, 2).T + period
+        for i in np.flatnonzero(end - first >= shortest):
+            again[first[i] : end[i]] = True
     place, known = 0, set()
     for sentence in sentences(text):
         here = tokens(sentence)
         content = tuple(token for token in here if token[0].isalnum())
         if len(content) >= 4 and content in known:
-            again[place : place + len(here)] = [True] * len(here)
+            again[place : place + len(here)] = True
         known.add(content)
         place += len(here)
-    return sum(again) / len(said) if said else 0.0
+    return float(again.mean()) if said else 0.0

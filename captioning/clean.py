@@ -12,11 +12,13 @@ from annotated_types import Len
 
 from captioning.phrases import label, opening
 from captioning.words import is_cut_off, is_finished, sentences, tokens, words
+from curation.errors import UsageError
 from curation.stage import Stage
 from curation.table import CLEANED
 
 NOTHING_LEFT = "nothing_left"
 _USAGE = "caption_usage"
+_JUDGEMENTS = ("match_score", "caption_similarity")  # of the caption that training will read
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -36,7 +38,8 @@ class CleanCaptions(Stage):
             a sentence of four words or more that was said before. ``cut_off``: a last sentence that breaks off, as
             ``caption_cut_off`` of ``caption_checks`` tells it.
 
-    A refusal is no caption that could be cleaned: a rule on ``caption_refusal`` rejects it.
+    A refusal is no caption that could be cleaned: a rule on ``caption_refusal`` rejects it. Stages that judge captions
+    judge the clean ones if they stand behind this one.
     """
 
     rules: Annotated[
@@ -57,6 +60,10 @@ class CleanCaptions(Stage):
         return {"rules": sorted(self.rules)}
 
     def check_inputs(self, columns: pa.Schema) -> None:
+        if judged := [name for name in _JUDGEMENTS if name in columns.names]:
+            raise UsageError(
+                f"a stage before it writes {judged[0]} of captions as they were written; put that one behind"
+            )
         self._reads_usage = _USAGE in columns.names
 
     def process(self, clips: pa.Table) -> pa.Table:
@@ -98,7 +105,7 @@ def clean(
 
 _FENCE = re.compile(r"^[ \t]*(?:```[^`\n]*|~~~[^~\n]*|[-*_](?:[ \t]*[-*_]){2,}[ \t]*)$", re.MULTILINE)
 _HEADING = re.compile(r"[ \t]*(?:#{1,6}[ \t]+(?P<plain>.*?)[ \t#]*|(?:\*\*|__)(?P<bold>[^*_]+)(?:\*\*|__):?[ \t]*)$")
-_ITEM = re.compile(r"[ \t]*(?:[-*•][ \t]+|>[ \t]?)(?P<text>.*)$")
+_ITEM = re.compile(r"(?:[ \t]*(?:[-*•][ \t]+|>))+[ \t]*(?P<text>.*)$")
 _NUMBERED = re.compile(r"[ \t]*\d{1,2}[.)][ \t]+(?P<text>.*)$")
 _INLINE = (
     (re.compile(r"<br\s*/?>", re.IGNORECASE), " "),

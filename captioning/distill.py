@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from captioning.captioner import LOCAL_FILES
 from captioning.chat import kind_of, takes_images
 from captioning.examples import Encoder, Example, Sheets, digest, read_examples, split
 from captioning.question import RECORD, Question
@@ -102,7 +103,7 @@ def distill(
     found = Distilled(
         run=str(run),
         base=base,
-        base_identity=identity(base, "*.json", "*.safetensors"),
+        base_identity=identity(base, *LOCAL_FILES),
         question=question,
         prompt_digest=_name_of(question.prompt),
         settings=settings,

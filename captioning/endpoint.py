@@ -8,11 +8,15 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt
 
+from captioning.chat import frame_rate
+from captioning.mp4 import mp4
+from captioning.plain import USUAL_CONTROLS, plain
 from captioning.requests import Reply, Request, Sampling
 from curation.errors import NotNowError, UsageError, nearest, one_line
 
@@ -23,7 +27,7 @@ _CHECK_S = 10.0  # for the server to say which models it has
 class Endpoint:
     """Where a model is served and how much may be asked of it, as written under ``endpoint:``.
 
-    A run has one worker for each stage with an endpoint, so that limits hold for the run as a whole.
+    A run has one worker for each stage with an endpoint, so that limits hold for a stage in the run as a whole.
 
     Attributes:
         url: up to and with ``/v1``.
@@ -31,9 +35,9 @@ class Endpoint:
         concurrency: requests on their way at a time.
         timeout_s: for one answer.
         retries: of one request, after time-outs, lost connections, 429 and 5xx, with growing pauses.
-        requests_per_minute: at most; null is no limit.
-        max_usd: a run stops asking once its answers have cost so much, by ``usd_per_million``. What is on its way then
-            still comes in.
+        requests_per_minute: at most, those that are tried again included; null is no limit.
+        max_usd: the stage stops asking in this run once its answers have cost so much, by ``usd_per_million``. What is
+            on its way then still comes in.
         usd_per_million: price of a million tokens of prompt, and of answer.
         body: more fields of the request body, as the server wants them.
     """
@@ -62,9 +66,9 @@ class Endpoint:
             raise UsageError(f"endpoint url {self.url!r} must begin with http:// or https://, and mostly ends in /v1")
         if self.max_usd is not None and self.usd_per_million is None:
             raise UsageError("max_usd needs usd_per_million: [price of prompts, price of answers]")
-        client = self.client(timeout_s=_CHECK_S, retries=1)
         try:
-            known = [served.id for served in client.models.list()]
+            with self.client(timeout_s=_CHECK_S, retries=1) as client:
+                known = [served.id for served in client.models.list()]
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             key = f"the key in {self.key_env}" if self.key_env else "to answer without a key (set key_env)"
             raise UsageError(f"{self.url} refuses {key}: {one_line(error)}") from error
@@ -73,11 +77,15 @@ class Endpoint:
             raise UsageError(f"nothing answers at {self.url} ({one_line(cause)}); start the server first") from error
         except openai.APIError:
             return  # some have no list; then the first request will tell
+        except (AttributeError, TypeError) as error:  # what is no list of models the client cannot read
+            raise UsageError(
+                f"{self.url} answers, but not as an OpenAI-compatible server; end the url in /v1"
+            ) from error
         if known and model not in known:
             raise UsageError(f"{self.url} has no model {model!r}.{nearest(model, known)}")
 
-    def client(self, *, timeout_s: float, retries: int) -> Any:
-        """A client of the package openai.
+    def client(self, *, timeout_s: float, retries: int, before: Callable[[], None] = lambda: None) -> Any:
+        """A client of the package openai, to be closed; ``before`` is called before every try of a request.
 
         Raises:
             UsageError: the key is not in the environment.
@@ -87,7 +95,8 @@ class Endpoint:
         key = os.environ.get(self.key_env) if self.key_env else "none"
         if not key:
             raise UsageError(f"the environment variable {self.key_env} does not hold a key for {self.url}")
-        return openai.OpenAI(base_url=self.url, api_key=key, timeout=timeout_s, max_retries=retries)
+        http = openai.DefaultHttpxClient(event_hooks={"request": [lambda request: before()]})
+        return openai.OpenAI(base_url=self.url, api_key=key, timeout=timeout_s, max_retries=retries, http_client=http)
 
 
 class EndpointBackend:
@@ -100,10 +109,13 @@ class EndpointBackend:
     def __init__(self, endpoint: Endpoint, model: str, sampling: Sampling) -> None:
         self.endpoint, self.model = endpoint, model
         self._sampling = {"temperature": sampling.temperature, "seed": sampling.seed}
-        self._client = endpoint.client(timeout_s=endpoint.timeout_s, retries=endpoint.retries)
+        self._turns = _Turns(endpoint.requests_per_minute)
+        self._client = endpoint.client(
+            timeout_s=endpoint.timeout_s, retries=endpoint.retries, before=self._turns.take_again
+        )
+        weakref.finalize(self, self._client.close)
         self._pool = concurrent.futures.ThreadPoolExecutor(endpoint.concurrency, thread_name_prefix="endpoint")
         self._lock = threading.Lock()
-        self._next_s = 0.0  # when the next request may go
         self._failures = 0  # in a row
         self._usd = 0.0
         self._gave_up: str | None = None
@@ -119,7 +131,7 @@ class EndpointBackend:
                 future.cancel()
 
     def _one(self, request: Request) -> Reply | Exception:
-        self._wait_for_turn()
+        self._turns.take()
         if self._gave_up:
             return NotNowError(self._gave_up)
         try:
@@ -130,41 +142,34 @@ class EndpointBackend:
                 extra_body=self.endpoint.body or None,
                 **self._sampling,
             )
-        except Exception as error:  # of the client, the network or the server, whatever they raise
-            return self._failed(error)
-        return self._answered(answer)
+            return self._answered(answer)
+        except Exception as error:  # of the client, the network or the server, whatever they raise or answer
+            return self._failed(error, request)
 
-    def _wait_for_turn(self) -> None:
-        if self.endpoint.requests_per_minute is None:
-            return
-        with self._lock:
-            now = time.monotonic()
-            turn = max(now, self._next_s)
-            self._next_s = turn + 60 / self.endpoint.requests_per_minute
-        while not self._gave_up and (left := turn - time.monotonic()) > 0:
-            time.sleep(min(left, 1.0))
-
-    def _failed(self, error: Exception) -> NotNowError:
+    def _failed(self, error: Exception, request: Request) -> NotNowError:
         import openai
 
         hopeless = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
-        why = NotNowError(f"{self.endpoint.url}: {one_line(error.__cause__ or error)}")
+        refused = isinstance(error, (openai.BadRequestError, openai.UnprocessableEntityError))
+        hint = " (if the server takes no video_url, say see: images)" if refused and request.video else ""
+        why = NotNowError(f"{self.endpoint.url}: {one_line(error.__cause__ or error)}{hint}")
         with self._lock:
             self._failures += 1
             if isinstance(error, hopeless) or self._failures >= max(8, 2 * self.endpoint.concurrency):
-                self._gave_up = self._gave_up or f"not asked any more after {self._failures} failures in a row: {why}"
+                self._give_up(f"not asked any more after {self._failures} failures in a row: {why}")
         return why
 
     def _answered(self, answer: Any) -> Reply | Exception:
         usage, choice = answer.usage, answer.choices[0] if answer.choices else None
         tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)
+        text = choice.message.content if choice and choice.message else None
         with self._lock:
             self._failures = 0
             self._spend(tokens)
-        if choice is None or choice.message.content is None:
+        if choice is None or text is None:
             return NotNowError(f"{self.endpoint.url}: the answer holds no text")
         return Reply(
-            text=choice.message.content,
+            text=text,
             cut_off=choice.finish_reason == "length",
             prompt_tokens=tokens[0],
             completion_tokens=tokens[1],
@@ -175,16 +180,51 @@ class EndpointBackend:
         if cap is None or prices is None:
             return
         if None in tokens:
-            self._gave_up = "max_usd is set, and the server does not say how many tokens it has used"
+            self._give_up("max_usd is set, and the server does not say how many tokens it has used")
         self._usd += sum((count or 0) * price / 1e6 for count, price in zip(tokens, prices, strict=True))
         if self._usd >= cap:
-            self._gave_up = f"max_usd is reached: this run has spent {self._usd:.2f} USD"
+            self._give_up(f"max_usd is reached: this stage has spent {self._usd:.2f} USD")
+
+    def _give_up(self, why: str) -> None:
+        self._gave_up = self._gave_up or why
+        self._turns.over.set()
+
+
+class _Turns:
+    """When requests may go: so many a minute, whether they go for the first time or again."""
+
+    def __init__(self, per_minute: float | None) -> None:
+        self._pause_s = 60 / per_minute if per_minute else 0.0
+        self._lock, self._thread = threading.Lock(), threading.local()
+        self._next_s = 0.0
+        self.over = threading.Event()  # nobody has to wait any more
+
+    def take(self) -> None:
+        """Wait for a turn. The next request of this thread has it."""
+        with self._lock:
+            turn = max(time.monotonic(), self._next_s)
+            self._next_s = turn + self._pause_s
+        if (left := turn - time.monotonic()) > 0:
+            self.over.wait(left)
+        self._thread.has_one = True
+
+    def take_again(self) -> None:
+        """Wait, unless this thread has a turn: the client says so before every try, the first one as well."""
+        if not getattr(self._thread, "has_one", False):
+            self.take()
+        self._thread.has_one = False
 
 
 def content(request: Request) -> list[dict[str, Any]]:
-    """A request in the words of the chat completions API: pictures in time order, then the text."""
-    pictures: list[dict[str, Any]] = [
-        {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"}}
-        for image in request.images
+    """A request in the words of the chat completions API: pictures in time order, or a video, then the text.
+
+    Videos are an addition of vLLM and SGLang; what they pick of one is theirs to say (vLLM: up to 32 frames).
+    """
+    seen = [("image_url", "image/jpeg", image) for image in request.images]
+    if request.video and request.images:
+        seen = [("video_url", "video/mp4", mp4(request.images, frame_rate(request.times)))]
+    parts: list[dict[str, Any]] = [
+        {"type": kind, kind: {"url": f"data:{mime};base64,{base64.b64encode(data).decode()}"}}
+        for kind, mime, data in seen
     ]
-    return [*pictures, {"type": "text", "text": request.prompt}]
+    return [*parts, {"type": "text", "text": plain(request.prompt, USUAL_CONTROLS)}]

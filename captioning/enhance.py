@@ -13,7 +13,7 @@ from captioning.prompts import load_prompt
 from captioning.requests import Reply, Request, Sampling
 from captioning.words import words
 from curation.errors import CutroomError, UsageError
-from curation.table import Store, caption_of
+from curation.table import Store, caption_columns, caption_of
 
 _LONGEST = 2000  # letters of an example: one odd caption must not fill the context
 
@@ -58,6 +58,8 @@ def enhance(
     """
     sampling = sampling or Sampling()
     asked = load_prompt(template, ("examples", "prompt"))
+    if "prompt" not in asked.names:
+        raise UsageError(f"the template {template} has no $prompt: every prompt would become the same")
     if empty := [prompt for prompt in prompts if not prompt.strip()]:
         raise UsageError(f"the prompt {empty[0]!r} is empty")
     captions = read_captions(run)
@@ -95,9 +97,8 @@ def read_captions(run: str | os.PathLike[str]) -> list[str]:
     """The captions of kept clips, each once, in the order of their clips."""
     found: dict[str, None] = {}
     for _, clips in Store(run).parts("clips"):
-        names = {"status", "caption", "clean_caption", "caption_changes"} & set(clips.column_names)
-        for row in clips.select(sorted(names)).to_pylist():
-            if row["status"] == "kept" and (text := (caption_of({"caption": None, **row}) or "").strip()):
+        for row in clips.select(["status", *caption_columns(clips.column_names)]).to_pylist():
+            if row["status"] == "kept" and (text := (caption_of(row) or "").strip()):
                 found[text] = None
     return list(found)
 

@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,9 +18,12 @@ from captioning.captioner import total
 from captioning.examples import Example, Sheets, read_examples
 from captioning.metrics import AverageScores, PairScores, average, compare
 from captioning.question import RECORD, Question, is_distilled, read_question
-from captioning.requests import Reply, Request
+from captioning.requests import Backend, Reply
 from curation.errors import UsageError
 from curation.table import USAGE, Store
+
+_AT_A_TIME = 64  # clips whose pictures are in memory
+Sheet = Sequence[tuple[float, bytes]]  # the time and JPEG of each frame
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,8 @@ class Evaluation:
     """A comparison of two captioners.
 
     Attributes:
-        held_out: whether all clips are ones that the model did not learn from; None if nobody knows.
+        held_out: true where the model learnt from none of the clips; None where nobody knows.
+        matched_by: the CLIP model of ``match_score``; None where there was none.
         taught: the captions of the run by themselves; agreement is unknown.
         model: the captions of the model, against those of the run.
         taught_cost, model_cost: per clip; ``taught_cost`` is None for captions that were not written by models here.
@@ -45,12 +49,24 @@ class Evaluation:
     """
 
     num_clips: int
-    held_out: bool | None
+    held_out: Literal[True] | None
+    matched_by: str | None
     taught: AverageScores
     model: AverageScores
     taught_cost: Cost | None
     model_cost: Cost
     errors: dict[str, str]
+
+
+class Matcher(Protocol):
+    """Something that scores captions against pictures, such as ``curation.caption_match``."""
+
+    by: str  # the model
+
+    def __call__(
+        self, sheets: Sequence[Sheet], *captions: Sequence[str | None]
+    ) -> Sequence[Sequence[float | None]]:  # for each of ``captions`` one score for each sheet
+        ...
 
 
 def evaluate(
@@ -61,6 +77,7 @@ def evaluate(
     truth: Mapping[str, Mapping[str, str]] | None = None,
     limit: int | None = None,
     gpu: bool = False,
+    match: Matcher | None = None,
     table: str | os.PathLike[str] | None = None,
 ) -> Evaluation:
     """Caption clips of a run with a model and compare with the captions that the run has.
@@ -72,6 +89,7 @@ def evaluate(
         question: what to ask; a distilled model is asked what it was taught.
         truth: clip_id -> attribute -> the word for it, where it is known.
         limit: of clips; they are taken evenly.
+        match: measures how well captions fit the pictures; without it ``match_score`` is unknown.
         table: Parquet file for both captions of every clip side by side, with their scores.
 
     Raises:
@@ -86,47 +104,80 @@ def evaluate(
         sheets = Sheets(run, [example.clip_id for example in examples], Path(folder) / "sheets")
         try:
             examples = [example for example in examples if example.clip_id in sheets]
-            requests = [question.of(sheets[example.clip_id]) for example in examples]
+            if not examples:
+                raise UsageError(f"{run} has no contact sheets of its captioned clips; run the pipeline again")
+            backend = open_backend(model, gpu=gpu)
+            chunks = [examples[start : start + _AT_A_TIME] for start in range(0, len(examples), _AT_A_TIME)]
+            judged = [one for chunk in chunks for one in _judge(chunk, sheets, backend, question, truth or {}, match)]
         finally:
             sheets.close()
-    if not examples:
-        raise UsageError(f"{run} has no contact sheets of its captioned clips; run the pipeline again")
-    replies = _ask(model, requests, gpu=gpu)
-    said = [reply.text.strip() or None if isinstance(reply, Reply) else None for reply in replies]
-    known = [(truth or {}).get(example.clip_id, {}) for example in examples]
-    scores = [compare(text, example.caption, facts) for text, example, facts in zip(said, examples, known, strict=True)]
-    taught = [compare(example.caption, None, facts) for example, facts in zip(examples, known, strict=True)]
     if table is not None:
-        pq.write_table(_side_by_side(examples, scores), table)
-    answered = [reply for reply in replies if isinstance(reply, Reply)]
-    answers = zip(examples, replies, strict=True)
+        pq.write_table(_side_by_side(judged), table)
+    answered = [one.reply for one in judged if isinstance(one.reply, Reply)]
     return Evaluation(
         num_clips=len(examples),
         held_out=held_out,
-        taught=average(taught),
-        model=average(scores),
+        matched_by=match.by if match else None,
+        taught=average([one.taught for one in judged]),
+        model=average([one.model for one in judged]),
         taught_cost=_cost_of_run(run, {example.clip_id for example in examples}),
         model_cost=Cost(
             calls=1.0,
             prompt_tokens=_mean([reply.prompt_tokens for reply in answered]),
             completion_tokens=_mean([reply.completion_tokens for reply in answered]),
         ),
-        errors={example.clip_id: str(reply) for example, reply in answers if isinstance(reply, Exception)},
+        errors={one.example.clip_id: str(one.reply) for one in judged if isinstance(one.reply, Exception)},
     )
 
 
-def _side_by_side(examples: Sequence[Example], scores: Sequence[PairScores]) -> pa.Table:
+@dataclasses.dataclass(frozen=True)
+class _Judged:
+    """A clip, what the model has answered, and both captions scored."""
+
+    example: Example
+    reply: Reply | Exception
+    taught: PairScores
+    model: PairScores
+
+
+def _judge(
+    examples: Sequence[Example],
+    sheets: Sheets,
+    backend: Backend,
+    question: Question,
+    truth: Mapping[str, Mapping[str, str]],
+    match: Matcher | None,
+) -> list[_Judged]:
+    """Ask about a few clips, whose pictures are in memory, and score what is said."""
+    shown = [sheets[example.clip_id] for example in examples]
+    answers = dict(backend.ask([question.of(sheet) for sheet in shown]))
+    replies = [answers[i] for i in range(len(examples))]
+    said = [reply.text.strip() or None if isinstance(reply, Reply) else None for reply in replies]
+    captions: tuple[list[str | None], list[str | None]] = [example.caption for example in examples], said
+    fits = match(shown, *captions) if match else [[None] * len(examples)] * 2
+    judged = []
+    for example, reply, text, *scores in zip(examples, replies, said, *fits, strict=True):
+        facts = truth.get(example.clip_id, {})
+        taught, model = compare(example.caption, None, facts), compare(text, example.caption, facts)
+        taught, model = (dataclasses.replace(s, match_score=m) for s, m in zip((taught, model), scores, strict=True))
+        judged.append(_Judged(example, reply, taught, model))
+    return judged
+
+
+def _side_by_side(judged: Sequence[_Judged]) -> pa.Table:
     """Both captions of every clip, and how they agree."""
     names = ("token_f1", "chrf", "rouge_l", "failed")
     return pa.Table.from_pylist(
         [
             {
-                "clip_id": example.clip_id,
-                "taught_caption": example.caption,
-                "model_caption": score.caption,
-                **{name: getattr(score, name) for name in names},
+                "clip_id": one.example.clip_id,
+                "taught_caption": one.example.caption,
+                "model_caption": one.model.caption,
+                "taught_match_score": one.taught.match_score,
+                "model_match_score": one.model.match_score,
+                **{name: getattr(one.model, name) for name in names},
             }
-            for example, score in zip(examples, scores, strict=True)
+            for one in judged
         ]
     )
 
@@ -147,18 +198,13 @@ def read_truth_file(path: str | os.PathLike[str]) -> dict[str, dict[str, str]]:
         raise UsageError(f"{path} is no JSON object of clip_id -> attribute -> word: {error}") from error
 
 
-def _chosen(examples: list[Example], model: Path) -> tuple[list[Example], bool | None]:
+def _chosen(examples: list[Example], model: Path) -> tuple[list[Example], Literal[True] | None]:
     """The clips that the model did not learn from, if there are any and it is known."""
     if not is_distilled(model):
         return examples, None
     kept_back = set(json.loads((model / RECORD).read_text(encoding="utf-8"))["held_out"])
     held_out = [example for example in examples if example.clip_id in kept_back]
     return (held_out, True) if held_out else (examples, None)
-
-
-def _ask(model: str, requests: Sequence[Request], *, gpu: bool) -> list[Reply | Exception]:
-    answers = dict(open_backend(model, gpu=gpu).ask(requests))
-    return [answers[i] for i in range(len(requests))]
 
 
 def _cost_of_run(run: str | os.PathLike[str], clip_ids: set[str]) -> Cost | None:

@@ -19,7 +19,7 @@ from captioning.chat import IGNORED, encode, tokenizer_of
 from captioning.question import Question
 from captioning.requests import Request
 from curation.errors import UsageError
-from curation.table import Store, caption_of
+from curation.table import Store, caption_columns, caption_of
 
 _ABOUT = ("clip_id", "video_id", "caption_version", "caption_model")
 
@@ -46,9 +46,9 @@ def read_examples(run: str | os.PathLike[str]) -> list[Example]:
         raise UsageError(f"{run} is not the output of a run: it holds no clips")
     examples: dict[str, Example] = {}
     for _, clips in store.parts("clips"):
-        columns = [*_ABOUT, "status", "caption", "clean_caption", "caption_changes"]
-        for row in clips.select([name for name in columns if name in clips.column_names]).to_pylist():
-            caption = (caption_of({"caption": None, **row}) or "").strip()
+        columns = [*(name for name in _ABOUT if name in clips.column_names), *caption_columns(clips.column_names)]
+        for row in clips.select([*columns, "status"]).to_pylist():
+            caption = (caption_of(row) or "").strip()
             if row["status"] == "kept" and caption:
                 examples[row["clip_id"]] = Example(**{name: row.get(name) for name in _ABOUT}, caption=caption)
     if not examples:

@@ -32,8 +32,8 @@ class Journal:
                 entry = json.loads(line)
                 key = entry.pop("key")
                 known[key] = Reply(**entry)
-            except (ValueError, TypeError, KeyError):
-                continue  # the run was killed while it wrote this line
+            except (ValueError, TypeError, KeyError, AttributeError):
+                continue  # the run was killed while it wrote this line, or the disk lost it
         return known
 
     def add(self, video_id: str, key: str, reply: Reply) -> None:

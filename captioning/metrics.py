@@ -1,6 +1,7 @@
 """How captions compare with others of the same clips: agreement, wealth of words, what they say of a known truth.
 
-Scores are of one pair; ``average`` makes those of many. All are shares, 0..1, and an unknown one is None.
+Scores are of one pair; ``average`` makes those of many. All are shares, 0..1, but for ``match_score``, a cosine. An
+unknown one is None.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class PairScores:
     distinct_2: float | None
     failed: bool
     attributes: dict[str, bool]  # of those whose truth is known: whether the caption says it
+    match_score: float | None = None  # the caption against the pictures, by CLIP, where someone has measured it
 
     @property
     def attribute_recall(self) -> float | None:
@@ -51,6 +53,7 @@ class AverageScores:
     words: float | None
     distinct_1: float | None
     distinct_2: float | None
+    match_score: float | None
     attribute_recall: float | None  # over attributes, each counting once for each clip
     attributes: dict[str, float]
 
@@ -94,6 +97,7 @@ def average(scores: Sequence[PairScores]) -> AverageScores:
         words=_mean(score.words for score in scores),
         distinct_1=distinct(captions, 1),
         distinct_2=distinct(captions, 2),
+        match_score=_mean(score.match_score for score in scores),
         attribute_recall=_mean(said for all_said in by_attribute.values() for said in all_said),
         attributes={name: fmean(said) for name, said in sorted(by_attribute.items())},
     )

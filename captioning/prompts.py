@@ -25,6 +25,12 @@ class Prompt:
         """``frames-1#3f09ab17``: the name, and a digest of the text."""
         return f"{self.name}#{hashlib.blake2b(self.text.encode(), digest_size=4).hexdigest()}"
 
+    @property
+    def names(self) -> set[str]:
+        """The names that are to be filled."""
+        found = (match["named"] or match["braced"] for match in string.Template.pattern.finditer(self.text))
+        return {name for name in found if name}
+
     def fill(self, values: Mapping[str, str]) -> str:
         """The text with its names replaced. What is put in is never looked at for further names."""
         return string.Template(self.text).substitute(values).strip()
@@ -45,15 +51,14 @@ def load_prompt(source: str, names: Sequence[str] = ()) -> Prompt:
     if path is None:
         raise UsageError(f"no prompt {source!r}.{nearest(source, shipped)} Or the path of a .txt file of your own.")
     try:
-        text = path.read_text(encoding="utf-8").strip()
+        text = path.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the prompt {path} cannot be read: {error}") from error
     if not text:
         raise UsageError(f"the prompt {path} is empty")
-    for match in string.Template.pattern.finditer(text):
-        name = match["named"] or match["braced"]
-        if match["invalid"] is not None:
-            raise UsageError(f"the prompt {path} has a $ that begins no name; write $$ for a dollar")
-        if name and name not in names:
-            raise UsageError(f"the prompt {path} has ${name}, which nobody fills.{nearest(name, names)}")
-    return Prompt(path.stem, text)
+    if any(match["invalid"] is not None for match in string.Template.pattern.finditer(text)):
+        raise UsageError(f"the prompt {path} has a $ that begins no name; write $$ for a dollar")
+    prompt = Prompt(path.stem, text)
+    for name in sorted(prompt.names - set(names)):
+        raise UsageError(f"the prompt {path} has ${name}, which nobody fills.{nearest(name, names)}")
+    return prompt

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from captioning.words import words
 from curation.stage import TableStage
+from curation.table import caption_columns, caption_of
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -22,20 +23,29 @@ class CaptionSimilarity(TableStage):
             for the same words in the same order. 0 for the first clip of a video; unknown without a caption.
 
     The clip before is the last one that is kept and has a caption. So of a row of clips that are captioned alike a rule
-    with ``max`` keeps the first.
+    with ``max`` keeps the first. Behind ``clean_captions`` clean captions are compared.
     """
 
     name: ClassVar[str] = "caption_similarity"
-    reads: ClassVar[tuple[str, ...]] = ("caption", "video_id", "start_s", "clip_id", "status")
     writes: ClassVar[pa.Schema] = pa.schema([("caption_similarity", pa.float32())])
+
+    def __post_init__(self) -> None:
+        self._captions: tuple[str, ...] = ("caption",)
+
+    @property
+    def reads(self) -> tuple[str, ...]:  # type: ignore[override]  # depends on the stages before
+        return (*self._captions, "video_id", "start_s", "clip_id", "status")
+
+    def check_inputs(self, columns: pa.Schema) -> None:
+        self._captions = caption_columns(columns.names)
 
     def process(self, clips: pa.Table) -> pa.Table:
         rows: list[dict[str, Any]] = clips.to_pylist()
         scores: list[float | None] = [None] * len(rows)
         before: dict[str, str] = {}
         for i in sorted(range(len(rows)), key=lambda i: (rows[i]["start_s"], rows[i]["clip_id"])):
-            caption, video = rows[i]["caption"], rows[i]["video_id"]
-            if not words(caption or ""):
+            caption, video = caption_of(rows[i]) or "", rows[i]["video_id"]
+            if not words(caption):
                 continue
             scores[i] = similarity(before[video], caption) if video in before else 0.0
             if rows[i]["status"] == "kept":

@@ -67,7 +67,7 @@ class ShortCaption(Captioner):
 
     Args:
         max_frames: of a clip, spread over it.
-        see: the frames as one video, or as several images, which every endpoint takes.
+        see: the frames as one video, or as several images, which every endpoint takes; vLLM and SGLang take videos.
 
     After CogVideoX (Yang et al. 2024, section 3.4), whose short captions are Panda-70M's.
     """
@@ -86,7 +86,9 @@ class ShortCaption(Captioner):
         return self.see == "video"
 
     def requests(self, clip: dict[str, Any]) -> list[Request]:
-        question = Question(prompt=self.filled.fill({}), frames=self.max_frames, max_tokens=self.max_tokens)
+        question = Question(
+            prompt=self.filled.fill({}), frames=self.max_frames, long_side_px=None, max_tokens=self.max_tokens
+        )
         return about_all(question, readable(clip["frames"]), video=self.asks_for_video)
 
     def result(self, clip: dict[str, Any], replies: list[Reply]) -> dict[str, Any]:
@@ -106,11 +108,12 @@ class Caption(Captioner):
     Args:
         version: v1: a language model writes it from ``frame_captions`` and ``short_caption``. v2: a video-language
             model sees the clip; meant for one that ``cutroom caption distill`` has taught what v1 writes, which is then
-            asked as it was taught (prompt, frames, max_tokens). direct: the same by a model as it comes, a single step
-            as in Open-Sora.
+            asked as it was taught (prompt, frames, max_tokens, video or images). direct: the same by a model as it
+            comes, a single step as in Open-Sora.
         camera: v1 only: hand the camera's motion, as the stage ``motion`` has measured it, to the language model.
-        max_frames: v2 and direct: of a clip, spread over it.
-        see: v2 and direct: the frames as one video, or as several images.
+        max_frames, long_side_px: v2 and direct: how many frames, spread over the clip, and to what size larger ones are
+            scaled down. By default 8 of 448 px for v2, as ``distill`` teaches it; 16 as they are for direct.
+        see: v2 and direct: the frames as one video, or as several images, as for ``short_caption``.
         prompt: by version: summary-1, video-1, or images-1 where images are seen.
 
     After CogVideoX (Yang et al. 2024, section 3.4); its prompts were not published, these are ours.
@@ -122,10 +125,14 @@ class Caption(Captioner):
     prompt: str = ""
     max_tokens: Annotated[int, Ge(1)] = 320
     camera: bool = False
-    max_frames: Annotated[int, Ge(1)] = 16
+    max_frames: Annotated[int, Ge(1)] | None = None
+    long_side_px: Annotated[int, Ge(28)] | None = None
     see: Literal["video", "images"] = "video"
 
     def __post_init__(self) -> None:
+        taught = self.version == "v2"
+        self.max_frames = self.max_frames or (Question.frames if taught else _FRAMES)
+        self.long_side_px = self.long_side_px or (Question.long_side_px if taught else None)
         self._own_prompt = bool(self.prompt)
         self.prompt = self.prompt or ("summary-1" if self.version == "v1" else _OF_FRAMES[self.see])
         super().__post_init__()
@@ -146,12 +153,34 @@ class Caption(Captioner):
 
     @property
     def asks_for_video(self) -> bool:
-        return self.version != "v1" and self.see == "video"
+        return self.version != "v1" and self.see == "video" and not self._as_taught
 
     def check(self) -> None:
         if self.camera and self.version != "v1":
             raise UsageError(f"camera: true is for version v1; in {self.version} the model sees the camera itself")
+        if self._as_taught:
+            self._check_taught()
+        if self.camera and "camera" not in self.filled.names:
+            raise UsageError(f"camera: true, and the prompt {self.prompt} has no $camera")
+        if self.version == "v1" and not {"frame_captions", "short_caption"} & self.filled.names:
+            raise UsageError(
+                f"the prompt {self.prompt} has neither $frame_captions nor $short_caption: nothing to sum up"
+            )
         super().check()
+
+    def _check_taught(self) -> None:
+        """Refuse what would be dropped, because the model is asked as it was taught."""
+        taught = self.question
+        for name, known, default in (
+            ("max_frames", taught.frames, Question.frames),
+            ("long_side_px", taught.long_side_px, Question.long_side_px),
+            ("max_tokens", taught.max_tokens, Caption.max_tokens),
+        ):
+            if getattr(self, name) not in (known, default):
+                raise UsageError(
+                    f"{name}: {getattr(self, name)}, and the model was taught with {known}; leave it out, or ask "
+                    "otherwise with a prompt of your own"
+                )
 
     @functools.cached_property
     def filled(self) -> Prompt:
@@ -162,7 +191,12 @@ class Caption(Captioner):
         """What a model that sees the clip is asked."""
         if self._as_taught:
             return read_question(Path(self.model))
-        return Question(prompt=super().filled.fill({}), frames=self.max_frames, max_tokens=self.max_tokens)
+        return Question(
+            prompt=super().filled.fill({}),
+            frames=self.max_frames or _FRAMES,
+            long_side_px=self.long_side_px,
+            max_tokens=self.max_tokens,
+        )
 
     @property
     def _as_taught(self) -> bool:
@@ -171,15 +205,15 @@ class Caption(Captioner):
 
     def requests(self, clip: dict[str, Any]) -> list[Request]:
         if self.version != "v1":
-            return about_all(self.question, readable(clip["frames"]), video=self.asks_for_video)
-        if not clip["frame_captions"] and not clip["short_caption"]:
-            return []
+            video = self.asks_for_video or self._as_taught  # the latter as far as the model takes videos at all
+            return about_all(self.question, readable(clip["frames"]), video=video)
+        frames = [frame for frame in clip["frame_captions"] or () if frame["text"]]
+        if not frames and not clip["short_caption"]:
+            return []  # of nothing a language model writes something all the same
         phrase = camera_phrase(clip["camera_motion"]) if self.camera else ""
         notes = {
             "short_caption": clip["short_caption"] or "(not known)",
-            "frame_captions": "\n".join(
-                f"{frame['t_s']:.1f}: {frame['text']}" for frame in clip["frame_captions"] or ()
-            )
+            "frame_captions": "\n".join(f"{frame['t_s']:.1f}: {' '.join(frame['text'].split())}" for frame in frames)
             or "(none)",
             "camera": f"As measured, {phrase}." if phrase else "",
         }
@@ -196,6 +230,7 @@ class Caption(Captioner):
         }
 
 
+_FRAMES = 16  # of a clip that is seen whole, by a model as it comes
 _OF_FRAMES = {"video": "video-1", "images": "images-1"}
 
 

@@ -250,9 +250,6 @@ class Tuned:
         if self.settings.method == "lora":
             model.save_pretrained(folder / "adapter")
             model = model.merge_and_unload()
-        # A captioner gives the same clip the same caption: settings for chatting do not go on.
-        config = model.generation_config
-        config.do_sample, config.temperature, config.top_p, config.top_k = False, None, None, None
         model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 

@@ -40,6 +40,7 @@ def distill(
     ),
     prompt: Annotated[str | None, typer.Option(help="What is asked of every clip.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of a contact sheet, at most.")] = None,
+    long_side_px: Annotated[int | None, typer.Option(min=28, help="Size of a frame, at most.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Length of a caption, at most.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="At its highest.")] = None,
     optimiser: Annotated[
@@ -66,7 +67,7 @@ def distill(
     from captioning.question import Question
     from captioning.tuning import Settings
 
-    asked: dict[str, Any] = {"prompt": prompt, "frames": frames, "max_tokens": max_tokens}
+    asked: dict[str, Any] = {"prompt": prompt, "frames": frames, "long_side_px": long_side_px, "max_tokens": max_tokens}
     chosen: dict[str, Any] = {
         "method": method.value,
         "learning_rate": learning_rate,
@@ -105,6 +106,9 @@ def evaluate(
         Path | None, typer.Option(help="JSON of what is known: clip_id -> attribute -> word; adds recall.")
     ] = None,
     table: Annotated[Path | None, typer.Option(help="Parquet file for both captions of every clip.")] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="CLIP for match_score: a folder or a hub id [default: that of the run].")
+    ] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="Load the model on the GPU.")] = False,
     json: Json = False,
 ) -> None:
@@ -114,16 +118,21 @@ def evaluate(
 
     from captioning.evaluate import evaluate as evaluate_model
     from captioning.evaluate import read_truth_file
+    from curation.caption_match import find_matcher
     from curation.errors import UsageError
 
     if table is not None and not table.absolute().parent.is_dir():
         raise UsageError(f"--table {table}: name a file in a folder that exists")
     known = read_truth_file(truth) if truth else None
-    done = evaluate_model(run, model, truth=known, limit=limit, gpu=gpu, table=table)
+    found = find_matcher(run, clip, gpu=gpu)
+    match, unknown = (None, found) if isinstance(found, str) else (found, None)
+    done = evaluate_model(run, model, truth=known, limit=limit, gpu=gpu, match=match, table=table)
     if json:
-        print(jsonlib.dumps(dataclasses.asdict(done), indent=1))
+        print(jsonlib.dumps({**dataclasses.asdict(done), "match_score_unknown": unknown}, indent=1))
     else:
         _say(done)
+        if unknown:
+            print(f"match_score is unknown: {unknown}")
 
 
 def _say(done: Evaluation) -> None:
@@ -131,9 +140,10 @@ def _say(done: Evaluation) -> None:
     import dataclasses
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    which = {True: "held out", False: "some of them learnt from", None: "learnt from or not"}[done.held_out]
+    which = "held out" if done.held_out else "learnt from or not"
     table = Table(title=f"{done.num_clips} clips, {which}", title_justify="left", box=None)
     for heading in ("", "captions of the run", "model"):
         table.add_column(heading, justify="right" if heading else "left")
@@ -141,7 +151,7 @@ def _say(done: Evaluation) -> None:
         if field.name not in ("pairs", "attributes"):
             table.add_row(field.name, *(_cell(getattr(side, field.name)) for side in (done.taught, done.model)))
     for name in sorted({*done.taught.attributes, *done.model.attributes}):
-        table.add_row(f"  {name}", *(_cell(side.attributes.get(name)) for side in (done.taught, done.model)))
+        table.add_row(f"  {escape(name)}", *(_cell(side.attributes.get(name)) for side in (done.taught, done.model)))
     for field in dataclasses.fields(done.model_cost):
         values = (getattr(cost, field.name, None) for cost in (done.taught_cost, done.model_cost))
         table.add_row(f"{field.name} per clip", *map(_cell, values))

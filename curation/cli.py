@@ -16,6 +16,8 @@ from curation.caption_cli import app as caption_app
 from curation.enhance_cli import enhance
 from curation.errors import CutroomError, UsageError
 from curation.filter_cli import app as filter_app
+from training.cli import train as train_app
+from training.cli import vae as vae_app
 
 app = typer.Typer(
     name="cutroom",
@@ -26,6 +28,8 @@ app = typer.Typer(
 )
 app.add_typer(caption_app, name="caption")
 app.add_typer(filter_app, name="filter")
+app.add_typer(train_app, name="train")
+app.add_typer(vae_app, name="vae")
 
 
 app.command()(enhance)

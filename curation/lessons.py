@@ -68,7 +68,9 @@ class School:
     folder: Path
     engine: EngineName
     films: int = _FILMS
+    exams: int = _EXAMS
     minutes: float = MINUTES
+    seed: int = 0
 
     @property
     def model(self) -> Path:
@@ -80,8 +82,8 @@ class School:
 
     def film(self) -> None:
         """Encode the films to learn from and those for the exam, and write the pipelines."""
-        write_films(self.folder / "lessons", self.films, seed=1)
-        write_films(self.folder / "exam", _EXAMS, seed=2)
+        write_films(self.folder / "lessons", self.films, seed=10 * self.seed + 1)
+        write_films(self.folder / "exam", self.exams, seed=10 * self.seed + 2)
         model = json.dumps(str(self.model.absolute()))  # as YAML, wherever the pipelines are read from
         self.pipelines.write_text(_PIPELINES + _SECOND.replace("MODEL", model))
 
@@ -107,7 +109,7 @@ class School:
         if not base.exists():
             aside = self.folder / ".base"
             captions = [example.caption for example in read_examples(learnt_from)]
-            os.replace(make_small(aside, captions, prompt=PROMPT), base)
+            os.replace(make_small(aside, captions, prompt=PROMPT, seed=self.seed), base)
         settings = Settings(
             method="full",
             learning_rate=1e-3,
@@ -120,6 +122,7 @@ class School:
             samples=1,
             evaluate_every=100,
             patience=None,
+            seed=self.seed,
         )
         before = torch.get_num_threads()
         torch.set_num_threads(1)  # more gain nothing on so small a model

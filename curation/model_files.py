@@ -43,11 +43,11 @@ def check_weights(source: str, files: Sequence[str]) -> None:
         for name in files:
             _local(source, name)
         return
-    from huggingface_hub import HfApi, try_to_load_from_cache
-
-    absent = [name for name in files if not isinstance(try_to_load_from_cache(source, name), str)]
+    absent = [name for name in files if not is_here(source, name)]
     if not absent:
         return
+    from huggingface_hub import HfApi
+
     try:
         known = HfApi().model_info(source, timeout=_ANSWER_S).siblings or []
     except Exception as error:  # offline, no such repository, not allowed: whatever it is, there are no weights
@@ -56,6 +56,15 @@ def check_weights(source: str, files: Sequence[str]) -> None:
     for name in absent:
         if name not in names:
             raise MissingWeightsError(f"{source} on the Hugging Face hub has no {name!r}.{nearest(name, names)}")
+
+
+def is_here(source: str, name: str) -> bool:
+    """Whether a file is on this machine; no network is asked."""
+    if is_path(source):
+        return (Path(located(source)) / name).exists()
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(source, name), str)
 
 
 def fetch_weights(source: str, name: str) -> Path:

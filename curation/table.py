@@ -268,8 +268,13 @@ class Store:
 def caption_of(row: Mapping[str, Any]) -> str | None:
     """The caption of a clip that goes into the shards: the clean one where it was cleaned, else as it was written."""
     cleaned = row.get("caption_changes") is not None  # a clean caption of null says that nothing was left
-    caption: str | None = row["clean_caption"] if cleaned else row["caption"]
+    caption: str | None = row["clean_caption"] if cleaned else row.get("caption")
     return caption
+
+
+def caption_columns(known: Container[str]) -> tuple[str, ...]:
+    """Those columns of a table that ``caption_of`` looks at."""
+    return tuple(name for name in ("caption", *CLEANED.names) if name in known)
 
 
 def apart_of(clips: pa.Table, column: str) -> pa.Table | None:

@@ -62,6 +62,12 @@ def check(model: str) -> None:
         check_weights(model, _WEIGHTS[1:])  # the older form
 
 
+def is_here(model: str) -> bool:
+    """Whether all of a model is on this machine, so that nothing would be downloaded."""
+    here = {name for name in (CONFIG, *_WEIGHTS) if model_files.is_here(model, name)}
+    return CONFIG in here and len(here) > 1
+
+
 def encoder_of(columns: pa.Schema) -> str | None:
     """The identity of the model of the column ``embedding``, as far as its metadata say."""
     return (columns.field("embedding").metadata or {}).get(b"encoder", b"").decode() or None

@@ -13,12 +13,13 @@ from annotated_types import Ge
 from curation.errors import UsageError
 from curation.model_files import located
 from curation.stage import Needs, Stage, known, operational
+from curation.table import caption_columns, caption_of
 from filters import clip
 
 
 @dataclasses.dataclass(kw_only=True)
 class Match(Stage):
-    """Similarity of caption and pictures. It stands behind the stage that writes captions.
+    """Similarity of caption and pictures. It stands behind the stage that writes captions, and that which cleans them.
 
     Writes:
         match_score: cosine (-1..1) between the embeddings of caption and frame, mean over the frames of the contact
@@ -39,11 +40,15 @@ class Match(Stage):
     name: ClassVar[str] = "match"
     extra: ClassVar[str] = "models"
     packages: ClassVar[tuple[str, ...]] = ("open_clip", "torch", "torchvision")
-    reads: ClassVar[tuple[str, ...]] = ("embedding", "caption")
     writes: ClassVar[pa.Schema] = pa.schema([("match_score", pa.float32())])
 
     def __post_init__(self) -> None:
         self.model = located(self.model)
+        self._captions: tuple[str, ...] = ("caption",)
+
+    @property
+    def reads(self) -> tuple[str, ...]:  # type: ignore[override]  # depends on the stages before
+        return ("embedding", *self._captions)
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "model": clip.identity(self.model)}
@@ -59,13 +64,15 @@ class Match(Stage):
         encoder = clip.encoder_of(columns)
         if encoder not in (None, own := clip.identity(self.model)):
             raise UsageError(f"its model is {own}, that of `embedding` is {encoder}: they must be the same")
+        self._captions = caption_columns(columns.names)
 
     def process(self, clips: pa.Table) -> pa.Table:
         scores: list[float | None] = [None] * clips.num_rows
-        captions, vectors = clips["caption"].to_pylist(), clips["embedding"]
+        captions = [caption_of(row) for row in clips.select(list(self._captions)).to_pylist()]
+        vectors = clips["embedding"]
         with_both = [i for i, caption in enumerate(captions) if caption and vectors[i].is_valid]
         if with_both:
-            texts = self._embed([captions[i] for i in with_both])
+            texts = self._embed([captions[i] or "" for i in with_both])
             for i, text in zip(with_both, texts, strict=True):
                 scores[i] = known(float(np.asarray(vectors[i].values) @ text))
         return pa.table({"match_score": pa.array(scores, pa.float32())}, schema=self.writes)

@@ -40,7 +40,8 @@ def test_captioners_of_the_readme_are_valid(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(Endpoint, "check", lambda self, model: None)  # nobody answers there
     (tmp_path / "told.yaml").write_text(pipeline_of_the_readme("told"))
     plan = load_plan("told", tmp_path / "told.yaml")
-    assert [step.stage.name for step in plan.later] == ["frame_captions", "short_caption", "caption", "caption_checks"]
+    names = ["frame_captions", "short_caption", "caption", "clean_captions", "caption_checks"]
+    assert [step.stage.name for step in plan.later] == names
 
 
 def test_make_targets_of_the_readme_exist() -> None:

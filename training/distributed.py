@@ -82,32 +82,42 @@ class World:
 
 
 @contextlib.contextmanager
-def joined(*, context_parallel: int = 1) -> Iterator[World]:
-    """Join the processes that torchrun (or Ray Train) started with this one; alone where there are none.
+def joined() -> Iterator[None]:
+    """Join the processes that torchrun (or Ray Train) started with this one; nothing where there are none."""
+    ours = num_processes() > 1 and not dist.is_initialized()  # Ray Train does it itself
+    if ours:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
+    try:
+        yield
+    finally:
+        if ours:
+            dist.destroy_process_group()
+
+
+def num_processes() -> int:
+    """How many were started to train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def find_world(*, context_parallel: int = 1) -> World:
+    """This process among those that it joined, in groups of ``context_parallel`` that share samples.
 
     Raises:
-        UsageError: ``context_parallel`` ranks cannot share samples among so many processes.
+        UsageError: the processes cannot be divided so.
     """
-    cuda = torch.cuda.is_available()
-    size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    size = num_processes()
     if size % context_parallel:
         raise UsageError(
             f"training.context_parallel {context_parallel} does not divide {size} processes: "
             f"start a multiple of it with --num-processes"
         )
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
-    if cuda:
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     if size == 1:
-        yield World(device=device)
-        return
-    ours = not dist.is_initialized()  # Ray Train has done it
-    if ours:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
+        return World(device=device)
     shape = (size // context_parallel, context_parallel)
-    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("data", "context"))
-    try:
-        yield World(dist.get_rank(), size, device, mesh)
-    finally:
-        if ours:
-            dist.destroy_process_group()
+    return World(
+        dist.get_rank(), size, device, init_device_mesh(device.type, shape, mesh_dim_names=("data", "context"))
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -42,3 +43,8 @@ def on_ray(
         ).fit()
     finally:
         ray.shutdown()
+
+
+def is_first() -> bool:
+    """Whether this process is to speak: the first of those that train together, or alone."""
+    return os.environ.get("RANK", "0") == "0"

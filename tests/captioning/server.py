@@ -9,6 +9,7 @@ import base64
 import collections
 import contextlib
 import dataclasses
+import io
 import json
 import random
 import re
@@ -61,6 +62,13 @@ def coded_film(path: Path, first: int, *, num_clips: int, clip_s: float = 0.5, f
         container.mux(stream.encode())
 
 
+def frames_of(video: bytes) -> list[bytes]:
+    """The frames of a video file, each as JPEG."""
+    with av.open(io.BytesIO(video)) as container:
+        frames = [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
+    return [bytes(cv2.imencode(".jpg", frame)[1]) for frame in frames]
+
+
 @dataclasses.dataclass
 class Behaviour:
     """How a server misbehaves. Shares are of requests."""
@@ -73,6 +81,9 @@ class Behaviour:
     models: tuple[str, ...] = ("teller",)
     gone_after: int | None = None  # answers; after that, connections end without one
     silent: bool = False  # does not count tokens
+    takes_videos: bool = True
+    page: bytes | None = None  # answers everything with this, as what is no such server does
+    page_type: str = "text/html"
 
 
 class Server:
@@ -119,7 +130,9 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        if self._is_let_in():
+        if self.teller.behaviour.page is not None:
+            self._send(200, self.teller.behaviour.page, self.teller.behaviour.page_type)
+        elif self._is_let_in():
             models = [{"id": model, "object": "model"} for model in self.teller.behaviour.models]
             self._reply(200, {"object": "list", "data": models})
 
@@ -127,7 +140,9 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         what, delay = self.teller.decide()
         time.sleep(delay)
-        if what == "dropped":
+        if self.teller.behaviour.page is not None:
+            self._send(200, self.teller.behaviour.page, self.teller.behaviour.page_type)
+        elif what == "dropped":
             self.close_connection = True
             with contextlib.suppress(OSError):
                 self.connection.shutdown(socket.SHUT_RDWR)
@@ -143,6 +158,13 @@ class Handler(BaseHTTPRequestHandler):
         text = "".join(part["text"] for part in parts if part["type"] == "text")
         urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
         images = [base64.b64decode(url.partition(",")[2]) for url in urls]
+        for part in parts:
+            if part["type"] == "video_url" and not self.teller.behaviour.takes_videos:
+                self._reply(400, {"error": {"message": "unknown part video_url"}})
+                return
+            if part["type"] == "video_url":
+                urls.append(part["video_url"]["url"])
+                images += frames_of(base64.b64decode(urls[-1].removeprefix("data:video/mp4;base64,")))
         said = self.teller.answer(text, images)
         self.teller.count(json.dumps([text, urls, asked["model"]]))
         usage = {"prompt_tokens": 10 + 100 * len(images), "completion_tokens": 5, "total_tokens": 15}
@@ -165,10 +187,12 @@ class Handler(BaseHTTPRequestHandler):
         return False
 
     def _reply(self, status: int, body: dict[str, Any]) -> None:
-        payload = json.dumps(body).encode()
+        self._send(status, json.dumps(body).encode(), "application/json")
+
+    def _send(self, status: int, payload: bytes, kind: str) -> None:
         with contextlib.suppress(OSError):  # the client has gone
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(payload)))
             self.end_headers()
             self.wfile.write(payload)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -13,7 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from captioning.requests import Request
+from captioning.journal import Journal
+from captioning.question import Question
+from captioning.requests import Reply, Request
 from captioning.stages import Caption, FrameCaptions, spread
 from curation.config import load_plan
 from curation.engine import EngineName
@@ -203,6 +206,28 @@ def test_whatever_a_model_says_can_be_stored(tmp_path: Path) -> None:
     assert [row["error"] for row in rows] == [None] * 2
 
 
+def test_clips_go_to_a_server_as_videos_or_as_pictures(tmp_path: Path) -> None:
+    footage = films(tmp_path / "films", num_films=2, num_clips=2)
+    with serving() as server:
+        told = f"model: teller, endpoint: {json.dumps({'url': server.url})}"
+        config = pipeline(tmp_path / "p.yaml", short_caption=told, caption=f"{told}, version: direct, see: images")
+        run("told", [str(footage)], tmp_path / "out", config=str(config), engine="local", shards=False)
+        sent = ["video/mp4" in question for question in server.answered]
+    assert (sent.count(True), sent.count(False)) == (4, 4)
+    for row in Store(tmp_path / "out").clips().to_pylist():
+        assert row["short_caption"] == row["caption"] == f"number {expected(row)}"
+
+
+@pytest.mark.parametrize("line", [b"12", b"[1]", b"null", b'"x"', b'{"key": [1], "text": "a"}', b'{"key": "k', b"\0\0"])
+def test_a_line_of_the_journal_that_is_damaged_costs_its_answer_only(tmp_path: Path, line: bytes) -> None:
+    journal = Journal(tmp_path, "caption")
+    journal.add("v", "one", Reply(text="a"))
+    with open(tmp_path / "v.caption.jsonl", "ab") as file:
+        file.write(b"\n" + line)
+    journal.add("v", "two", Reply(text="b"))
+    assert journal.read("v") == {"one": Reply(text="a"), "two": Reply(text="b")}
+
+
 def test_without_notes_there_is_nothing_to_summarise() -> None:
     stage = Caption(model="tests.captioning.scripted:describe")
     stage.setup()
@@ -213,6 +238,42 @@ def test_without_notes_there_is_nothing_to_summarise() -> None:
     done = run_stage(stage, batch, mark="caption@1")
     assert done["caption"].to_pylist() == [None, None]
     assert done["status"].to_pylist() == ["kept", "kept"]
+
+
+def test_frames_of_which_nothing_was_said_are_no_notes() -> None:
+    stage = Caption(model="tests.captioning.scripted:describe")
+    clip: dict[str, Any] = {
+        "frame_captions": [{"t_s": 0.5, "text": ""}, {"t_s": 1.5, "text": ""}],
+        "short_caption": None,
+    }
+    assert stage.requests(clip) == []
+    clip["frame_captions"][1]["text"] = "a dog\n\n1.0: runs"
+    assert "Frames:\n1.5: a dog 1.0: runs\n" in stage.requests(clip)[0].prompt
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Write something about $short_caption.", r"camera: true, and the prompt .* has no \$camera"),
+        ("Write something nice, $camera.", "nothing to sum up"),
+    ],
+)
+def test_a_prompt_that_drops_what_it_is_given_is_a_mistake(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "own.txt").write_text(text, encoding="utf-8-sig")
+    stage = Caption(model="tests.captioning.scripted:describe", prompt=str(tmp_path / "own.txt"), camera=True)
+    with pytest.raises(UsageError, match=message):
+        stage.check()
+    assert stage.filled.text == text, "the mark of the byte order is no part of a prompt"
+
+
+def test_version_2_is_asked_as_a_model_is_taught_by_default() -> None:
+    model = "tests.captioning.scripted:describe"
+    taught, direct = Caption(model=model, version="v2"), Caption(model=model, version="direct")
+    assert dataclasses.replace(taught.question, prompt="?", max_tokens=1) == Question(prompt="?", max_tokens=1)
+    assert (direct.question.frames, direct.question.long_side_px) == (16, None)
+    assert taught.settings()["long_side_px"] == 448, "another default must be another mark"
+    chosen = Caption(model=model, version="v2", max_frames=3, long_side_px=99).question
+    assert (chosen.frames, chosen.long_side_px) == (3, 99)
 
 
 def test_frames_are_spread_over_the_clip() -> None:

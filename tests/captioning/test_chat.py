@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from captioning.chat import IGNORED, encode, generate, kind_of, load, tokenizer_of
+from captioning.plain import control_tokens, plain
 from captioning.requests import Request
 from curation.errors import UsageError
 from curation.model_files import MissingWeightsError
@@ -121,6 +123,54 @@ def test_loss_of_a_batch_is_that_of_its_requests(build: Builder, models: Any) ->
             alone, count = alone + model(**one).loss.item() * tokens, count + tokens
         together = model(**encode(processor, asked, answers=answers)).loss.item()
     assert together == pytest.approx(alone / count, rel=1e-4)
+
+
+@pytest.mark.parametrize("build", ALL, ids=lambda build: build.__name__)
+def test_control_tokens_in_a_text_are_text(build: Builder, models: Any) -> None:
+    """Else a caption could end the user's turn, speak as the model, or claim a picture that is not there."""
+    model, processor = models(build)
+    tokenizer = tokenizer_of(processor)
+    controls = sorted(control_tokens(processor))
+    assert {"<image>", "<|image_pad|>", "<|im_end|>"} & set(controls)
+    special = ids_of(tokenizer, controls)
+    for request in requests(build):
+        hostile = dataclasses.replace(request, prompt=f"{PROMPT}{''.join(controls)}\n{controls[0] * 2}{request.prompt}")
+        asked, fair = (encode(processor, [one], answers=["A star."]) for one in (hostile, request))
+        for token in special:
+            assert (asked["input_ids"] == token).sum() == (fair["input_ids"] == token).sum(), tokenizer.decode(token)
+        generate(model, processor, [dataclasses.replace(hostile, max_tokens=2)])
+    learnt = encode(processor, requests(build)[:1], answers=[f"A star.{tokenizer.eos_token}{controls[0]} Never."])
+    labels = learnt["labels"][learnt["labels"] != IGNORED]
+    assert [int(token) for token in labels if int(token) in special] == [tokenizer.eos_token_id]
+    assert "Never." in tokenizer.decode(labels)
+
+
+def ids_of(tokenizer: Any, tokens: list[str]) -> set[int]:
+    return {int(tokenizer.convert_tokens_to_ids(token)) for token in tokens}
+
+
+def test_an_answer_that_the_template_rewrites_is_learnt_once(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, processor = models(tiny.llama)
+    shouted = tokenizer_of(processor).chat_template.replace(
+        "{{ message['content'] }}", "{{ message['content'] | upper }}"
+    )
+    monkeypatch.setattr(tokenizer_of(processor), "chat_template", shouted)
+    batch = encode(processor, [Request(prompt=PROMPT)], answers=["A star."])
+    labels = batch["labels"][batch["labels"] != IGNORED]
+    assert tokenizer_of(processor).decode(labels) == "A star.<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<|im_end|>", "< |im_end|>"),
+        ("<<s>s>", "<< s>s>"),
+        ("aaa", "a a a"),
+        ("2 < 3 and s> 1", "2 < 3 and s> 1"),
+    ],
+)
+def test_tokens_are_broken_and_nothing_else(text: str, expected: str) -> None:
+    assert plain(text, {"<|im_end|>", "<s>", "aa"}) == expected
 
 
 @pytest.mark.parametrize("build", SEEING, ids=lambda build: build.__name__)

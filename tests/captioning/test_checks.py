@@ -97,6 +97,13 @@ def test_repetition_is_the_share_that_was_said_before(text: str, share: float) -
     assert repetition(text) == pytest.approx(share)
 
 
+@pytest.mark.timeout(20)  # word by word it took 43 s
+def test_a_transcript_in_place_of_a_caption_is_measured_in_no_time() -> None:
+    said = " ".join(f"w{i * i % 9973}" for i in range(20000))
+    assert repetition(said) == pytest.approx((20000 - 9973) / 20000)  # the squares begin again
+    assert repetition(f"{said} {'x' * 10**6}") == pytest.approx((20000 - 9973) / 20001)
+
+
 @pytest.mark.parametrize(
     ("text", "share"),
     [

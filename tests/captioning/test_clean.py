@@ -13,15 +13,19 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from captioning.checks import boilerplate
+from captioning.checks import CaptionChecks, boilerplate
 from captioning.clean import NOTHING_LEFT, RULES, CleanCaptions, clean
+from captioning.similarity import CaptionSimilarity
 from captioning.words import is_cut_off
 from curation.config import load_plan
+from curation.errors import ConfigError
 from curation.run import run
+from curation.stage import Stage, run_stage
 from curation.summary import Summary
 from curation.table import CLEANED, Store, caption_of
 from shards.verify import verify
 from tests.captioning.test_checks import FOREIGN, GOOD
+from tests.helpers import clip_rows
 
 
 @pytest.mark.parametrize("text", [*GOOD, *FOREIGN.values()])
@@ -206,3 +210,68 @@ def test_clean_captions_are_no_scores(tmp_path: Path) -> None:
     plan = load_plan("mine", tmp_path / "mine.yaml")
     assert plan.scores == []
     assert set(CLEANED.names) <= set(plan.clip_schema.names)
+
+
+@pytest.mark.timeout(5)  # one dash at a time it took 10 s
+def test_a_long_row_of_dashes_is_cleaned_in_no_time() -> None:
+    assert clean("- " * 5000 + "A dog runs.") == ("A dog runs.", ["markdown"])
+
+
+def cleaned(*captions: str | None) -> pa.Table:
+    """A table of captions as written and cleaned."""
+    rows = [clean(caption) if caption else (None, []) for caption in captions]
+    columns = {"caption": pa.array(captions, pa.string()), "start_s": [float(i) for i in range(len(captions))]}
+    table = clip_rows(len(captions)).drop_columns(["start_s", "video_id"])
+    for name, values in {**columns, "video_id": ["film"] * len(captions)}.items():
+        table = table.append_column(name, values if isinstance(values, pa.Array) else pa.array(values))
+    for i, field in enumerate(CLEANED):
+        table = table.append_column(field, pa.array([row[i] for row in rows], field.type))
+    return table
+
+
+def judged(stage: Stage, clips: pa.Table, *, behind: bool = True) -> pa.Table:
+    """What a stage says of clips, behind the stage that cleans them or without it."""
+    known = [name for name in clips.column_names if behind or name not in CLEANED.names]
+    stage.check_inputs(clips.select(known).schema)
+    return run_stage(stage, clips, mark="m@1")
+
+
+def test_captions_are_checked_as_they_are_shipped() -> None:
+    clips = cleaned("The video shows a dog running.", "A dog runs. A cat", "Caption:", None)
+    usage = pa.array([{"cut_off": True}, {"cut_off": True}, None, None])
+    clips = clips.append_column("caption_usage", usage)
+    shipped = judged(CaptionChecks(), clips)
+    assert shipped["caption_words"].to_pylist() == [3, 3, 0, 0]
+    assert shipped["caption_boilerplate"].to_pylist() == [0, 0, None, None]
+    assert shipped["caption_cut_off"].to_pylist() == [0, 0, None, None], "what broke off has gone"
+    for stage, behind in ((CaptionChecks(column="caption"), True), (CaptionChecks(), False)):
+        written = judged(stage, clips, behind=behind)
+        assert written["caption_boilerplate"].to_pylist()[0] == 0.5
+        assert written["caption_cut_off"].to_pylist()[:2] == [1, 1]
+
+
+def test_neighbours_are_compared_as_they_are_shipped() -> None:
+    clips = cleaned("The video shows a dog.", "Caption: a dog.", "Caption:", "A dog.")
+    assert judged(CaptionSimilarity(), clips)["caption_similarity"].to_pylist() == [0, 1, None, 1]
+    written = judged(CaptionSimilarity(), clips, behind=False)["caption_similarity"].to_pylist()
+    assert written[1] < 1
+
+
+def test_cleaning_anew_judges_anew(folder: Path) -> None:
+    def scores() -> list[float]:
+        found: list[float] = Store(folder.parent / "out").clips()["caption_boilerplate"].to_pylist()
+        return found
+
+    go(folder, "caption_checks", "caption_similarity")
+    assert max(scores()) == pytest.approx(3 / 5)
+    go(folder, "clean_captions", "caption_checks", "caption_similarity")
+    assert scores() == [0, 0]
+    go(folder, {"clean_captions": {"rules": ["quotes"]}}, "caption_checks", "caption_similarity")
+    assert max(scores()) == pytest.approx(3 / 5)
+
+
+def test_what_judges_captions_stands_behind_what_cleans_them(tmp_path: Path) -> None:
+    stages = [*STAGES, "caption_similarity", "clean_captions"]
+    (tmp_path / "mine.yaml").write_text(json.dumps({"mine": {"stages": stages}}))
+    with pytest.raises(ConfigError, match="caption_similarity of captions as they were written"):
+        load_plan("mine", tmp_path / "mine.yaml")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,18 +14,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from benchmarks.distill import Asked, accuracy, captions_by, shuffle_captions
 from captioning.chat import generate, load
 from captioning.distill import LOG, RECORD, Distilled, distill
 from captioning.examples import Sheets, read_examples, split
 from captioning.prompts import Prompt
-from captioning.question import Question
+from captioning.question import Question, read_question
 from captioning.small import Size, make_small
 from captioning.stages import Caption
-from captioning.tuning import Settings
+from captioning.tuning import Settings, prepare
 from captioning.world import PROMPT, make_world
 from curation.curate import attach_sheets
 from curation.errors import UsageError
@@ -108,10 +112,26 @@ def test_only_kept_clips_with_a_caption_are_learnt(world: Path, tmp_path: Path) 
 
 def test_a_sheet_of_many_frames_is_thinned_evenly() -> None:
     sheet = [(float(i), bytes([i])) for i in range(20)]
-    request = Question(prompt="?", frames=5).of(sheet)
+    request = Question(prompt="?", frames=5, long_side_px=None).of(sheet)
     assert request.times == (0.0, 5.0, 10.0, 14.0, 19.0)
     assert request.images == tuple(bytes([int(t)]) for t in request.times)
-    assert Question(prompt="?", frames=32).of(sheet).times == tuple(t for t, _ in sheet)
+    assert Question(prompt="?", frames=32, long_side_px=None).of(sheet).times == tuple(t for t, _ in sheet)
+
+
+def test_large_pictures_are_scaled_down_and_small_ones_are_not_touched() -> None:
+    sheet = [(0.0, tiny.jpeg(1, width=640, height=360)), (0.5, tiny.jpeg(2, width=448, height=252))]
+    request = Question().of(sheet)
+    small = Image.open(io.BytesIO(request.images[0]))
+    assert small.size == (448, 252)
+    expected = Image.open(io.BytesIO(sheet[0][1])).resize((448, 252), Image.Resampling.BOX)
+    assert np.abs(np.asarray(small, int) - np.asarray(expected, int)).mean() < 3
+    assert request.images[1] == sheet[1][1]
+    assert Question().of([(0.0, b"\xff\xd8torn")]).images == (b"\xff\xd8torn",), "one clip must not stop the others"
+
+
+def test_a_model_taught_before_sizes_were_chosen_sees_all_pixels(tmp_path: Path) -> None:
+    (tmp_path / RECORD).write_text(json.dumps({"question": {"prompt": "?", "frames": 16, "max_tokens": 9}}))
+    assert read_question(tmp_path) == Question(prompt="?", frames=16, long_side_px=None, max_tokens=9)
 
 
 def test_sheets_are_those_of_the_table(world: Path, tmp_path: Path) -> None:
@@ -128,7 +148,7 @@ def test_the_record_says_what_was_learnt(finished: Path, world: Path, base: str)
     record = json.loads((finished / RECORD).read_text())
     assert record["held_out"] == [e.clip_id for e in split(read_examples(world), 0.1)[1]]
     assert (record["run"], record["base"], record["num_clips"]) == (str(world), base, 80)
-    assert record["question"] == {"prompt": PROMPT, "frames": 8, "max_tokens": 24}
+    assert record["question"] == {"prompt": PROMPT, "frames": 8, "long_side_px": 448, "max_tokens": 24}
     assert (record["caption_versions"], record["caption_models"]) == (["v1"], ["truth"])
     assert record["stopped"] == "epochs"
     assert record["steps"] == (80 - len(record["held_out"])) // 8 * 2
@@ -200,6 +220,20 @@ def test_plain_transformers_gives_the_same_captions(finished: Path, world: Path)
     assert theirs == captions(finished, world, 4)
 
 
+def test_settings_for_chatting_do_not_go_on(base: str, tmp_path: Path) -> None:
+    """Plain transformers would follow them, and say something else than what the training has judged."""
+    chatty = shutil.copytree(base, tmp_path / "chatty")
+    settings = json.loads((chatty / "generation_config.json").read_text())
+    more = {"do_sample": True, "temperature": 0.1, "repetition_penalty": 1.05, "no_repeat_ngram_size": 3}
+    (chatty / "generation_config.json").write_text(json.dumps({**settings, **more}))
+    prepare(str(chatty), QUICK, device="cpu").save(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert {name: saved[name] for name in ("eos_token_id", "pad_token_id")} == {
+        name: settings[name] for name in ("eos_token_id", "pad_token_id")
+    }
+    assert not [name for name in more if saved.get(name)]
+
+
 def test_version_2_asks_what_the_model_was_taught(finished: Path, world: Path) -> None:
     """The stage gives the captions that the training saw, without being told prompt, frames or length again."""
     stage = Caption(version="v2", model=str(finished))
@@ -214,6 +248,11 @@ def test_version_2_asks_what_the_model_was_taught(finished: Path, world: Path) -
     assert done["caption_version"].to_pylist() == ["v2"] * 4
     assert done["caption_prompt"][0].as_py() == Prompt("distilled", PROMPT).mark
     assert done["caption_usage"][0].as_py()["calls"] == 1
+    Caption(version="v2", model=str(finished), max_tokens=24).check()
+    for wrong in ({"max_frames": 3}, {"long_side_px": 99}, {"max_tokens": 25}):
+        with pytest.raises(UsageError, match=f"{next(iter(wrong))}: .* was taught with"):
+            Caption(version="v2", model=str(finished), **wrong).check()  # type: ignore[arg-type]
+        Caption(version="v2", model=str(finished), prompt="video-1", **wrong).check()  # type: ignore[arg-type]
     other = Caption(version="v2", model=str(finished), prompt="video-1")
     assert other.question.prompt != PROMPT
     assert other.mark({}) != stage.mark({})
@@ -238,6 +277,12 @@ def test_lora_merged_gives_the_same_captions_as_lora_beside_the_base(build: Any,
     assert said == [reply.text for reply in generate(beside, processor, requests)]
     assert said != untaught
     assert json.loads((output / RECORD).read_text())["settings"]["method"] == "lora"
+    # As it was taught, whether the base takes videos or not and whatever the pipeline says.
+    for see in ("video", "images"):
+        stage = Caption(version="v2", model=str(output), see=see)  # type: ignore[arg-type]
+        stage.check()
+        frames = [{"t_s": t_s, "jpeg": jpeg} for t_s, jpeg in zip(requests[0].times, requests[0].images, strict=True)]
+        assert stage.requests({"frames": frames}) == requests[:1]
 
 
 _SCRIPT = """

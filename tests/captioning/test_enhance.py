@@ -90,6 +90,9 @@ def test_mistakes_and_failures_are_said(finished: Path, tmp_path: Path) -> None:
     echo_name = "tests.captioning.test_enhance:echo"
     with pytest.raises(UsageError, match="is empty"):
         enhance([" "], finished, echo_name)
+    (tmp_path / "always.txt").write_text("Like these: $examples")
+    with pytest.raises(UsageError, match=r"has no \$prompt"):
+        enhance(["a dog"], finished, echo_name, template=str(tmp_path / "always.txt"))
     with pytest.raises(UsageError, match="cannot be loaded"):
         enhance(["a dog"], finished, "tests.captioning.test_enhance:nobody")
     empty = Store(tmp_path / "empty")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from captioning import evaluate as evaluation
+from captioning.backends import CallableBackend
 from captioning.evaluate import evaluate, read_truth_file
 from captioning.question import RECORD, Question
-from captioning.requests import Request
+from captioning.requests import Reply, Request
 from captioning.world import make_world, read_truth
 from curation.cli import app
 from curation.errors import UsageError
@@ -69,6 +72,22 @@ def test_a_model_that_fails_is_said_and_not_left_out(world: Path) -> None:
     assert set(done.errors.values()) == {"no mood"}
 
 
+def test_pictures_of_a_few_clips_are_in_memory_at_a_time(
+    world: Path, truth: dict[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, asked = evaluate(world, ECHO, truth=truth), list[int]()
+    original = CallableBackend.ask
+
+    def counting(self: CallableBackend, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | Exception]]:
+        asked.append(len(requests))
+        return original(self, requests)
+
+    monkeypatch.setattr(CallableBackend, "ask", counting)
+    monkeypatch.setattr(evaluation, "_AT_A_TIME", 7)
+    assert evaluate(world, ECHO, truth=truth) == whole
+    assert asked == [7] * 5 + [5]
+
+
 def test_both_captions_can_be_looked_at(world: Path, tmp_path: Path) -> None:
     evaluate(world, ECHO, table=tmp_path / "both.parquet", limit=7)
     rows = pq.read_table(tmp_path / "both.parquet").to_pylist()
@@ -86,6 +105,9 @@ def test_the_command_prints_both_sides(world: Path, tmp_path: Path, truth: dict[
     assert done.exit_code == 0, done.output
     for line in ("40 clips", "token_f1", "chrf", "rouge_l", "  colour", "calls per clip"):
         assert line in done.stdout
+    (tmp_path / "truth.json").write_text(json.dumps({key: {"[/]": "red"} for key in truth}))
+    done = CliRunner().invoke(app, arguments)
+    assert "  [/]" in done.stdout, done.exception
     done = CliRunner().invoke(app, [*arguments, "--json", "--limit", "3"])
     assert json.loads(done.stdout)["num_clips"] == 3
 

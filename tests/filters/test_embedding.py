@@ -21,7 +21,7 @@ from curation.frames import SHEET, Frames
 from curation.model_files import MissingWeightsError
 from curation.run import run
 from curation.stage import Stage, run_stage
-from curation.table import Store
+from curation.table import CLEANED, Store
 from filters import clip
 from filters.aesthetic import Aesthetic, as_one_layer, read_tensors
 from filters.embedding import Embedding
@@ -143,6 +143,24 @@ def test_a_match_score_is_the_mean_cosine_of_caption_and_frames(model: Path) -> 
             text = network.encode_text(open_clip.tokenize([captions[i]]))[0].double()
         assert done[i] == pytest.approx(float((frames @ (text / text.norm()).numpy()).mean()), abs=1e-5)
     assert abs(done[0] - done[3]) > 1e-4
+
+
+def test_a_match_score_is_of_the_caption_that_is_shipped(model: Path) -> None:
+    written, shipped = ["Caption: a red ball", "Caption:", "a dog"], ["A red ball", None, "a dog"]
+    changes = [["label"], ["label", "nothing_left"], None]
+    clips = embedded(model, 2, 2, 2).append_column("caption", pa.array(written))
+    clips = clips.append_column(CLEANED.field(0), pa.array(shipped, CLEANED.field(0).type))
+    clips = clips.append_column(CLEANED.field(1), pa.array(changes, CLEANED.field(1).type))
+    stage = Match(model=str(model))
+    before = stage.mark({"clean_caption": "clean_captions@1"})
+    stage.check_inputs(clips.schema)
+    assert stage.mark({"clean_caption": "clean_captions@1"}) != before
+    as_shipped = run_stage(stage, clips, mark="match@1")["match_score"].to_pylist()
+    place = clips.schema.get_field_index("caption")
+    alone = clips.drop_columns(CLEANED.names).set_column(place, "caption", pa.array(shipped))
+    assert as_shipped == run_stage(Match(model=str(model)), alone, mark="match@1")["match_score"].to_pylist()
+    assert as_shipped[1] is None
+    assert as_shipped != run_stage(Match(model=str(model)), clips, mark="match@1")["match_score"].to_pylist()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch import Tensor
 from curation.errors import UsageError
 from tests.training.ranks import on_ranks
 from tests.training.toy import ToyBatches, ToyTask
-from training.distributed import joined
+from training.distributed import find_world, joined
 from training.loop import Trainer
 from training.settings import OptimiserSettings, Training
 from training.task import Role
@@ -40,7 +40,8 @@ class _DoubleBatches(ToyBatches):
 
 
 def _train(folder: Path, steps: int, sharded: bool, global_batches: int) -> list[str]:
-    with joined() as world:
+    with joined():
+        world = find_world()
         batches = _DoubleBatches(size=2, rank=world.rank, world=world.size)
         training = Training(
             steps=steps,
@@ -84,5 +85,5 @@ def test_two_ranks_go_on_as_one_and_back(tmp_path: Path) -> None:
 
 def test_ranks_that_do_not_divide_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(UsageError, match="context_parallel 2 does not divide 3 processes"), joined(context_parallel=2):
-        pass
+    with pytest.raises(UsageError, match="context_parallel 2 does not divide 3 processes"):
+        find_world(context_parallel=2)

@@ -115,13 +115,15 @@ class VAE(nn.Module):
         self.decoder = Decoder(config)
         self.timeline: Callable[..., Timeline] = Timeline  # another one under training.parallel.context_parallel
 
-    def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Gaussian]:
-        """What training needs in one call (and one that FSDP can hook): reconstruction of a sample, and its Gaussian.
+    def forward(self, x: Tensor, *, noise: Tensor | None = None) -> tuple[Tensor, Gaussian]:
+        """There and back in one call, which is what FSDP2 and torch.compile hook into: reconstruction, and Gaussian.
 
-        ``x`` is (B, 3, 4k+1, H, W) in -1..1, H and W multiples of 8; the reconstruction has its shape.
+        ``x`` is (B, 3, 4k+1, H, W) in -1..1, H and W multiples of 8; the reconstruction has its shape. ``noise`` is
+        standard normal in the latent's shape; without it the reconstruction is that of the mean.
         """
         posterior = self.encode(x)
-        return self.decode(posterior.sample(generator)), posterior
+        latent = posterior.mean if noise is None else posterior.mean + posterior.std * noise
+        return self.decode(latent), posterior
 
     def encode(self, x: Tensor, *, chunks: Chunks | None = None, tiles: Tiles | None = None) -> Gaussian:
         """Encode pictures (T = 1) or videos ``x`` (B, 3, T, H, W) in -1..1: a Gaussian over ``latent_shape(T, H, W)``.

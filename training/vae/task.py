@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,37 +12,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from training.data import Batch
+from training.data.loader import Batch
 from training.distributed import World
+from training.parallel import context_parallel, split_frames
 from training.perceptual import Perceptual
 from training.pictures import beside, contact_sheet, to_frames, write_picture, write_video
 from training.quality import flicker, psnr, ssim
 from training.settings import OptimiserSettings
 from training.task import Loss, Role, Task
 from training.vae.discriminator import Discriminator, fooling_loss, gradient_penalty, hinge_loss
-from training.vae.model import VAE, Gaussian
-from training.vae.parallel import Span, context_parallel, split_frames
+from training.vae.model import VAE, blocks
 from training.vae.settings import LossSettings
 
 MODEL, DISCRIMINATOR = "vae", "discriminator"
 _SHOWN = 4  # reconstructions that are drawn
-
-
-class Autoencode(nn.Module):
-    """A video there and back in one ``forward``, which is what FSDP2 and torch.compile hook into."""
-
-    def __init__(self, vae: VAE) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, video: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Gaussian]:
-        """(B, 3, T, H, W) in -1..1 to its reconstruction, and the latent's distribution.
-
-        ``noise``: standard normal, in the latent's shape; None takes the mode.
-        """
-        posterior = self.vae.encode(video)
-        latent = posterior.mean if noise is None else posterior.mean + posterior.std * noise
-        return self.vae.decode(latent), posterior
 
 
 class VAETask(Task):
@@ -62,9 +46,9 @@ class VAETask(Task):
         self, vae: VAE, loss: LossSettings, optimiser: OptimiserSettings, *, world: World, held_out: Sequence[Batch]
     ) -> None:
         self._settings, self._world, self._held_out = loss, world, held_out
-        self._model = Autoencode(vae)
+        self._vae = vae
         self._perceptual = Perceptual(loss.perceptual).to(world.device) if loss.perceptual.weight else None
-        self.roles = {MODEL: Role(self._model, optimiser)}
+        self.roles = {MODEL: Role(vae, optimiser)}
         self.config = {"model": asdict(vae.config)}
         if loss.adversarial.weight:
             like = loss.adversarial
@@ -87,41 +71,48 @@ class VAETask(Task):
         return tuple(batch.video.shape)
 
     def shard(self, module: nn.Module) -> Sequence[nn.Module]:
-        return self._model.vae.blocks() if module is self._model else []
+        return blocks(self._vae) if module is self._vae else []
 
     def loss(self, role: str, batch: Batch, *, index: int, step: int, rng: torch.Generator) -> Loss:
         if role == DISCRIMINATOR:
             return self._judging(*self._pairs[index], rng)
         if index == 0:
             self._pairs.clear()
-        video = batch.video.to(self._world.device)
-        span = self._span(video.shape[2])
-        noise = torch.randn(self._model.vae.latent_shape(video.shape), generator=rng, device=rng.device)
-        original = video[:, :, span.frames]
-        with context_parallel(self._model.vae, self._world.context):
-            made, posterior = self._model(original, noise[:, :, span.latents])
+        video = self._video(batch)
+        span, latents = self._span(video.shape[2])
+        original = video[:, :, span]
+        shape = self._vae.latent_shape(*video.shape[2:])
+        noise = torch.randn((len(video), *shape), generator=rng, device=rng.device, dtype=video.dtype)[:, :, latents]
+        with context_parallel(self._vae, self._world.context) if self._world.context else contextlib.nullcontext():
+            made, posterior = self._vae(original, noise=noise)
         share = original.shape[2] / video.shape[2]
         with torch.autocast(self._world.device.type, enabled=False):
             gradient, figures = self._gradient(made, original, share, rng, plays=self._plays(step))
             kl = posterior.kl().sum() / video.numel()  # in nats per pixel value
             # The gradient at the reconstruction stands for the losses it came from.
-            value = (made.float() * gradient).sum() / len(video) + self._settings.kl * kl
+            value = (_exact(made) * gradient).sum() / len(video) + self._settings.kl * kl
         if self._plays(step):
             self._pairs.append((made.detach(), original))
         figures = {name: each.mean() for name, each in figures.items()}
         return Loss(value, {**figures, "kl": kl, "loss": figures["loss"] + self._settings.kl * kl})
 
-    def _span(self, num_frames: int) -> Span:
-        """The frames that are this rank's."""
+    def _video(self, batch: Batch) -> Tensor:
+        dtype = next(self._vae.parameters()).dtype
+        return batch.video.to(self._world.device, non_blocking=True).to(dtype) / 127.5 - 1
+
+    def _span(self, num_frames: int) -> tuple[slice, slice]:
+        """The frames, and the latents, that are this rank's."""
         group = self._world.context
-        size, rank = (dist.get_world_size(group), dist.get_rank(group)) if group else (1, 0)
-        return split_frames(num_frames, size)[rank]
+        span = split_frames(num_frames, group.size() if group else 1)[group.rank() if group else 0]
+        ratio = self._vae.config.time_ratio
+        first = (span.start - 1) // ratio + 1 if span.start else 0
+        return span, slice(first, (span.stop - 1) // ratio + 1)
 
     def _gradient(
         self, made: Tensor, original: Tensor, share: float, rng: torch.Generator, *, plays: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The gradient of each sample's loss at its reconstruction, and this rank's share of each sample's figures."""
-        shown = made.detach().float().requires_grad_()
+        shown = _exact(made.detach()).requires_grad_()
         with torch.enable_grad():
             difference = shown - original
             each = difference.abs() if self._settings.reconstruction == "l1" else difference.square()
@@ -175,14 +166,15 @@ class VAETask(Task):
         sums = {(kind, name): 0.0 for kind in ("videos", "images") for name in names}
         rows = []
         for batch in self._held_out:
-            original = batch.video.to(self._world.device)
-            made, _ = self._model(original)
+            original = self._video(batch)
+            made, _ = self._vae(original)
             figures = {"psnr": psnr(made, original), "ssim": ssim(made, original), "flicker": flicker(made, original)}
             figures["count"] = torch.ones(len(made))
             if self._perceptual is not None:
-                figures["lpips"] = self._perceptual(made.float(), original)
+                with torch.autocast(self._world.device.type, enabled=False):
+                    figures["lpips"] = self._perceptual(made.float(), original)
             kind = "images" if original.shape[2] == 1 else "videos"
-            for name, values in figures.items():
+            for name, values in figures.items() if not batch.is_padding else ():
                 sums[kind, name] += float(values.double().sum())
             if kind == "videos":
                 rows += [beside([to_frames(original[i]), to_frames(made[i])]) for i in range(len(made))]
@@ -194,9 +186,12 @@ class VAETask(Task):
         return {f"{kind}_{name}": totals[kind, name] / totals[kind, "count"] for kind, name in sorted(known)}
 
     def save(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        self._model.vae.save_pretrained(
-            folder, weights={name.removeprefix("vae."): value for name, value in weights.items()}
-        )
+        self._vae.save_pretrained(folder, state=weights)
+
+
+def _exact(values: Tensor) -> Tensor:
+    """In float32 at least: losses are not to be rounded as products are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _draw(name: Path, rows: Sequence[Any]) -> None:

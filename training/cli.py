@@ -1,0 +1,273 @@
+"""``cutroom train`` and ``cutroom vae``: skins over ``training``."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:  # the rest of the command line must not wait for what these import
+    from collections.abc import Callable
+
+    from training.data.preflight import Preflight
+    from training.vae.evaluate import Look
+
+train = typer.Typer(help="Train a model on shards.", no_args_is_help=True)
+vae = typer.Typer(help="Look at what a VAE does to videos.", no_args_is_help=True)
+
+
+_PACKAGES = ("torch", "safetensors", "torchmetrics", "tensorboard", "lpips", "fsspec")
+
+
+def _need_packages() -> None:
+    """Raises UsageError where an optional package is missing."""
+    import importlib.util
+
+    from curation.errors import UsageError
+
+    if absent := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
+        raise UsageError(f"training needs {', '.join(absent)}, not installed here: pip install 'cutroom[train]'")
+
+
+class Launcher(str, enum.Enum):
+    processes = "processes"
+    ray = "ray"
+
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of one of Cutroom's own.")]
+Output = Annotated[Path, typer.Option("--output", help="Folder for the model; the same command continues there.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change a setting, as training.steps=100.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@train.command("vae")
+def train_vae(
+    config: Config,
+    output: Output = Path("cutroom-vae"),
+    changes: Changes = None,
+    num_processes: Annotated[
+        int, typer.Option(min=1, help="Processes that train together, one for each GPU of this machine.")
+    ] = 1,
+    engine: Annotated[
+        Launcher, typer.Option(help="Start them on this machine, or as workers of a Ray cluster.")
+    ] = Launcher.processes,
+    address: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster [default: a Ray on this machine].")
+    ] = None,
+    preflight: Annotated[bool, typer.Option("--preflight", help="Only say what the training will read.")] = False,
+    json: Json = False,
+) -> None:
+    """Train the 3D VAE; run it again to continue."""
+    _need_packages()
+    from training.recipes import find_recipe
+    from training.vae.run import load, look_ahead
+
+    file = find_recipe(config)
+    stages = load(file, changes=changes or ())  # mistakes are said before anything is started
+    if preflight:
+        _say_preflight(look_ahead(stages), json=json)
+        return
+    _run("vae", file, output, changes or [], num_processes=num_processes, engine=engine, address=address, json=json)
+
+
+Source = Annotated[str, typer.Argument(metavar="SOURCE", help="A video, or shards: a run's folder, a tar, a pattern.")]
+Weights = Annotated[str, typer.Option(help="The VAE: a folder, or an id on the Hugging Face hub.")]
+Frames = Annotated[int, typer.Option(min=1, help="Of each video, from its start; made 4k+1.")]
+Height = Annotated[int, typer.Option(min=8, help="What samples of shards are cut to, px.")]
+Width = Annotated[int, typer.Option(min=8, help="What samples of shards are cut to, px.")]
+Chunk = Annotated[int, typer.Option(min=0, help="Frames that pass through at a time, a multiple of 4; 0: all.")]
+Tiled = Annotated[bool, typer.Option("--tiled", help="Large pictures in tiles, which takes less memory.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many samples.")]
+Lpips = Annotated[str | None, typer.Option(help="LPIPS too: a file with AlexNet's weights, or 'torchvision'.")]
+Device = Annotated[str | None, typer.Option(help="Such as cuda or cpu [default: a GPU if there is one].")]
+
+
+@vae.command()
+def reconstruct(
+    source: Source,
+    weights: Weights,
+    output: Annotated[Path, typer.Option("--output", help="Folder for videos and contact sheets.")] = Path(
+        "cutroom-reconstructed"
+    ),
+    frames: Frames = 49,
+    height: Height = 256,
+    width: Width = 256,
+    chunk: Chunk = 8,
+    tiled: Tiled = False,
+    limit: Limit = 8,
+    device: Device = None,
+) -> None:
+    """Pass videos through a VAE, and write them beside what came out."""
+    _need_packages()
+    from rich.console import Console
+    from rich.markup import escape
+
+    from training.vae.evaluate import Reconstructor, write
+
+    console, count = Console(highlight=False, soft_wrap=True), 0
+    model = Reconstructor(weights, _look(frames, height, width, chunk, tiled, None), device=device)
+    for found in model.each(source, limit=limit):
+        if isinstance(found, str):
+            console.print(f"failed: {escape(found)}")
+            continue
+        paths = write(found, output)
+        said = ", ".join(f"{name} {value:.4g}" for name, value in found.figures.items() if value is not None)
+        console.print(f"{escape(str(paths[0]))}: {said}")
+        count += 1
+    raise typer.Exit(0 if count else 1)
+
+
+@vae.command("eval")
+def evaluate(
+    source: Source,
+    weights: Weights,
+    frames: Frames = 17,
+    height: Height = 256,
+    width: Width = 256,
+    chunk: Chunk = 8,
+    tiled: Tiled = False,
+    limit: Limit = None,
+    lpips: Lpips = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """How near a VAE's reconstructions come: PSNR, SSIM, LPIPS and flicker."""
+    _need_packages()
+    import json as jsonlib
+
+    from rich.console import Console
+    from rich.markup import escape
+
+    from training.vae.evaluate import Reconstructor, mean
+
+    model = Reconstructor(weights, _look(frames, height, width, chunk, tiled, lpips), device=device)
+    figures, failed = [], []
+    for found in model.each(source, limit=limit):
+        if isinstance(found, str):
+            failed.append(found)
+        else:
+            figures.append(found.figures)
+    result = mean(figures)
+    if json:
+        typer.echo(jsonlib.dumps({"samples": len(figures), "failed": failed, **result}))
+    else:
+        console = Console(highlight=False, soft_wrap=True)
+        for line in failed:
+            console.print(f"failed: {escape(line)}")
+        console.print(f"{len(figures)} samples")
+        for name, value in result.items():
+            console.print(f"  {name}: {'unknown' if value is None else f'{value:.4g}'}")
+    raise typer.Exit(0 if figures else 1)
+
+
+def _look(frames: int, height: int, width: int, chunk: int, tiled: bool, lpips: str | None) -> Look:
+    from curation.errors import UsageError
+    from training.vae.config import Chunks, Tiles
+    from training.vae.evaluate import Look
+
+    if chunk % 4:
+        raise UsageError(f"--chunk {chunk}: a multiple of 4 is meant, such as 8, or 0 for all frames at once")
+    chunks = Chunks(frames=chunk, latents=chunk // 4) if chunk else None
+    return Look(frames=frames, height=height, width=width, chunks=chunks, tiles=Tiles() if tiled else None, lpips=lpips)
+
+
+def _run(
+    kind: str,
+    file: Path,
+    output: Path,
+    changes: list[str],
+    *,
+    num_processes: int,
+    engine: Launcher,
+    address: str | None,
+    json: bool,
+) -> None:
+    """Train in this process, in several, or on a Ray cluster."""
+    from training import launch
+
+    if engine is Launcher.ray:
+        from training.vae.run import on_worker
+
+        request = {"file": str(file.absolute()), "output": str(output.absolute()), "changes": changes}
+        launch.on_ray(on_worker, request, num_workers=num_processes, address=address)
+        _say_end(output, {}, json=json)
+        return
+    if num_processes > 1:
+        arguments = ["train", kind, str(file), "--output", str(output)]
+        arguments += [part for change in changes for part in ("--set", change)]
+        if status := launch.on_this_machine(arguments, num_processes=num_processes):
+            raise typer.Exit(status)
+        return
+    from training.vae.run import train_vae as work
+
+    figures = work(file, output, changes=changes, say=_progress(quiet=json))
+    if launch.is_first():
+        _say_end(output, figures, json=json)
+
+
+def _progress(*, quiet: bool) -> Callable[[str], None]:
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(stderr=True, highlight=False, quiet=quiet, soft_wrap=True)
+    return lambda text: console.print(escape(text))
+
+
+def _say_end(output: Path, figures: dict[str, float], *, json: bool) -> None:
+    """A short summary, and what to do next."""
+    import json as jsonlib
+
+    from rich.console import Console
+    from rich.markup import escape
+
+    weights = sorted(str(path) for path in output.glob("**/weights") if path.is_dir())
+    if json:
+        typer.echo(jsonlib.dumps({"output": str(output), "weights": weights, "figures": figures}))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    for name, value in figures.items():
+        console.print(f"  {name}: {value:.4g}")
+    last = weights[-1] if weights else str(output)
+    console.print(f"Weights: {escape(last)} (diffusers' AutoencoderKLCogVideoX opens them)")
+    console.print(f"Curves: {escape(str(output))}/**/metrics.jsonl, or tensorboard --logdir {escape(str(output))}")
+    console.print(f"Next: cutroom vae eval SHARDS --weights {escape(last)}")
+
+
+def _say_preflight(reports: dict[str, Preflight], *, json: bool) -> None:
+    import json as jsonlib
+
+    from rich.console import Console
+    from rich.markup import escape
+
+    if json:
+        typer.echo(jsonlib.dumps({name: report.to_dict() for name, report in reports.items()}))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    for name, report in reports.items():
+        if name:
+            console.print(f"[bold]{name}[/]")
+        console.print(f"{report.num_samples} samples in {report.num_shards} shards; {report.steps} steps in an epoch")
+        console.print(_table(report))
+        for kind, counts, names in (
+            ("left out", report.dropped, report.dropped_names),
+            ("bad", report.bad, report.bad_names),
+        ):
+            for reason, count in counts.items():
+                console.print(escape(f"{count} {kind}: {reason}, such as {', '.join(names[reason][:3])}"))
+        if report.without_caption:
+            console.print(f"{report.without_caption} without a caption")
+
+
+def _table(report: Preflight) -> Any:
+    from rich.table import Table
+
+    table = Table("bucket", "kind", "samples", "batches", "of", "cropped", "enlarged", box=None)
+    for each in report.buckets:
+        sizes = f"{each.batch_size}" + (f" (last {each.last_batch})" if each.last_batch != each.batch_size else "")
+        numbers = (each.samples, each.batches, sizes, f"{each.crop_loss:.1%}", each.num_enlarged)
+        table.add_row(each.bucket, each.kind, *map(str, numbers))
+    return table

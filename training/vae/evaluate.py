@@ -1,0 +1,165 @@
+"""``cutroom vae reconstruct`` and ``eval``: what a VAE makes of videos it is given."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from curation.errors import UsageError, VideoError, one_line
+from curation.video import Video
+from training.data.loader import Loader, open_catalogue
+from training.data.settings import Bucket, DataSettings
+from training.perceptual import Perceptual, PerceptualSettings
+from training.pictures import beside, contact_sheet, to_frames, write_picture, write_video
+from training.pretrained import fetch
+from training.quality import flicker, psnr, ssim
+from training.vae.config import Chunks, Tiles
+from training.vae.model import VAE
+
+_VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Look:
+    """How videos are read and passed through.
+
+    Attributes:
+        frames: of each, from its start, at most; made 4k+1.
+        height, width: what shards are cut to; a file keeps its size, less what is over a multiple of 8.
+        chunks: None passes each through whole.
+        tiles: None takes pictures whole.
+        lpips: a file with the trunk's weights (see ``PerceptualSettings``), ``torchvision`` for its own, None for none.
+    """
+
+    frames: int = 17
+    height: int = 256
+    width: int = 256
+    chunks: Chunks | None = dataclasses.field(default_factory=Chunks)
+    tiles: Tiles | None = None
+    lpips: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+    """One video, before and after. (3, T, H, W) in -1..1 each."""
+
+    name: str
+    original: Tensor
+    made: Tensor
+    fps: float
+    figures: dict[str, float | None]
+
+
+class Reconstructor:
+    """A VAE that is only looked at.
+
+    Args:
+        weights: a folder, or a repository on the hub.
+
+    Raises:
+        UsageError: the weights, or those of LPIPS, are not there.
+    """
+
+    def __init__(self, weights: str, look: Look, *, device: str | None = None) -> None:
+        self._look = look
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._vae = VAE.from_pretrained(fetch(weights, part="vae")).to(self._device)
+        self._perceptual: Perceptual | None = None
+        if look.lpips is not None:
+            trunk = None if look.lpips == "torchvision" else look.lpips
+            settings = PerceptualSettings(weight=1.0, network="alex", trunk=trunk)
+            self._perceptual = Perceptual(settings).to(self._device)
+
+    def each(self, source: str, *, limit: int | None = None) -> Iterator[Reconstruction | str]:
+        """Every video of a source: there and back. A video that cannot be read is a line that says why.
+
+        Args:
+            source: a video file, or whatever ``shards.read.find_shards`` takes.
+            limit: only the first so many.
+        """
+        is_file = Path(source).suffix.lower() in _VIDEOS
+        videos = _from_file(source, self._look) if is_file else _from_shards(source, self._look, limit)
+        for name, video, fps in videos:
+            yield name if video is None else self._reconstruct(name, video.to(self._device), fps)
+
+    @torch.inference_mode()
+    def _reconstruct(self, name: str, video: Tensor, fps: float) -> Reconstruction:
+        original = video[None].float() / 127.5 - 1  # (1, 3, T, H, W)
+        latent = self._vae.encode(original, chunks=self._look.chunks, tiles=self._look.tiles).mean
+        made = self._vae.decode(latent, chunks=self._look.chunks, tiles=self._look.tiles)
+        values = {"psnr": psnr(made, original), "ssim": ssim(made, original), "flicker": flicker(made, original)}
+        if self._perceptual is not None:
+            values["lpips"] = self._perceptual(made, original)
+        figures = {key: None if math.isnan(float(value)) else float(value) for key, value in values.items()}
+        return Reconstruction(name, original[0], made[0], fps, figures)
+
+
+def write(found: Reconstruction, folder: Path) -> list[Path]:
+    """The original beside the reconstruction: an MP4, and a contact sheet of both. Returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    both = [to_frames(found.original), to_frames(found.made)]
+    paths = [folder / f"{found.name}.mp4", folder / f"{found.name}.jpg"]
+    write_video(paths[0], beside(both), fps=found.fps)
+    write_picture(paths[1], contact_sheet(both))
+    return paths
+
+
+def mean(figures: list[dict[str, float | None]]) -> dict[str, float | None]:
+    """Over videos; of a figure over those that have it."""
+    result: dict[str, float | None] = {}
+    for name in dict.fromkeys(name for each in figures for name in each):
+        known = [value for each in figures if (value := each.get(name)) is not None]
+        result[name] = sum(known) / len(known) if known else None
+    return result
+
+
+def _from_file(source: str, look: Look) -> Iterator[tuple[str, Any, float]]:
+    """The first frames of a file as (name, video (3, T, H, W) uint8, fps)."""
+    name = Path(source).stem
+    if not Path(source).is_file():
+        raise UsageError(f"there is no file {source}")
+    pictures, times = [], []
+    try:
+        with Video(source) as video:
+            for frame in video.frames():
+                width, height = (side // 8 * 8 for side in (video.width, video.height))
+                if not width or not height:
+                    raise VideoError(f"is {video.width}x{video.height}, smaller than a latent of 8x8")
+                picture = frame.picture(video.width, video.height)[:height, :width, ::-1]
+                pictures.append(torch.from_numpy(picture.copy()))
+                times.append(frame.t_s)
+                if len(pictures) == look.frames:
+                    break
+    except VideoError as error:
+        yield f"{source}: {one_line(error)}", None, 0.0
+        return
+    count = (len(pictures) - 1) // 4 * 4 + 1
+    step_s = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
+    yield name, torch.stack(pictures[:count]).permute(3, 0, 1, 2), 1 / step_s if step_s > 0 else 25.0
+
+
+def _from_shards(source: str, look: Look, limit: int | None) -> Iterator[tuple[str, Any, float]]:
+    """Samples of shards in their order, cut to one size from the middle."""
+    frames = (look.frames - 1) // 4 * 4 + 1
+    bucket = Bucket(frames=frames, height=look.height, width=look.width)
+    settings = DataSettings(
+        shards=source, buckets=[bucket], held_out=0.0, crop="center", shuffle=False, min_pixels=1e-6, max_bad=1.0
+    )
+    with Loader(settings, catalogue=open_catalogue(settings), epochs=1) as loader:
+        count = 0
+        for batch in loader:
+            for key, video, times_s in zip(batch.keys, batch.video, batch.times_s, strict=True):
+                if batch.is_padding or count == limit:
+                    return
+                step_s = float(times_s[-1] - times_s[0]) / max(1, len(times_s) - 1)
+                yield key, video, 1 / step_s if step_s > 0 else 25.0
+                count += 1
+        for reason, named in loader.faults.summary()["named"].items():
+            for name in named:
+                yield f"{reason}: {name}", None, 0.0

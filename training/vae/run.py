@@ -1,0 +1,157 @@
+"""``cutroom train vae``: from a YAML file to a trained VAE, stage by stage."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from curation.errors import UsageError
+from training.data.held_out import open_parts
+from training.data.loader import Batch, Loader
+from training.data.preflight import Preflight, preflight
+from training.data.settings import DataSettings
+from training.distributed import World, find_world, joined
+from training.loop import WEIGHTS, Trainer
+from training.metrics import check_wandb
+from training.settings import STRICT, OptimiserSettings, Training, TrainingStage, load_stages
+from training.vae.config import size
+from training.vae.model import VAE, checkpoint_blocks
+from training.vae.settings import LossSettings, ModelSettings
+from training.vae.task import VAETask
+
+_JUDGED = 32  # samples held out that are looked at
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VAETraining:
+    """The whole YAML file of a VAE's training (one stage of it, where it has ``stages``)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    data: DataSettings
+    training: Training
+    model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
+    loss: LossSettings = dataclasses.field(default_factory=LossSettings)
+    optimiser: OptimiserSettings = dataclasses.field(default_factory=OptimiserSettings)
+
+    def check(self) -> None:
+        """What can be known before work starts.
+
+        Raises:
+            UsageError: with the value that makes no sense.
+        """
+        self.data.check()
+        self.training.check()
+        self.loss.check()
+        check_wandb(self.training.wandb)
+        for bucket in self.data.buckets:
+            if bucket.frames % 4 != 1 or bucket.height % 8 or bucket.width % 8:
+                raise UsageError(
+                    f"data.buckets: {bucket} does not fit the VAE, which takes 4k+1 frames (such as 17) "
+                    f"of sides divisible by 8"
+                )
+        if self.training.context_parallel > 1 and self.data.images:
+            raise UsageError("data.images: the one frame of an image cannot be shared by training.context_parallel")
+
+
+def load(file: Path, *, changes: Sequence[str] = ()) -> list[TrainingStage[VAETraining]]:
+    """Read and check a VAE's training.
+
+    Raises:
+        UsageError: a mistake, with its place in the file where it stands there.
+    """
+    stages = load_stages(file, VAETraining, changes=changes)
+    for stage in stages:
+        stage.config.check()
+    first = stages[0].config.model
+    if (first.size is None) == (first.start is None):
+        raise UsageError(
+            f"{file}: model: either `size` (debug, small, full) or `start` (a folder with weights) is meant"
+        )
+    if first.size is not None:
+        size(first.size)
+    return stages
+
+
+def train_vae(
+    file: Path, output: Path, *, changes: Sequence[str] = (), say: Callable[[str], None] = print
+) -> dict[str, float]:
+    """Train a VAE, or go on where an earlier call with the same folder was stopped.
+
+    Where processes were started to train together (torchrun, Ray Train), every one of them calls this.
+
+    Args:
+        file: YAML, see ``VAETraining`` and ``training.settings.load_stages``.
+        output: folder; each stage has one of its own in it where there are several.
+
+    Returns:
+        The last figures on samples held out.
+
+    Raises:
+        UsageError: the request is wrong; said before work starts.
+    """
+    stages = load(file, changes=changes)
+    figures: dict[str, float] = {}
+    before: Path | None = None
+    with joined():
+        for stage in stages:
+            config, folder = stage.config, output / stage.name
+            world = find_world(context_parallel=config.training.context_parallel)
+            start = config.model.start if config.model.start or before is None else str(before / WEIGHTS)
+            if stage.name and world.is_first:
+                say(f"stage {stage.name}")
+            figures = _train(config, start, folder, world, say)
+            before = folder
+    return figures
+
+
+def look_ahead(stages: Sequence[TrainingStage[VAETraining]]) -> dict[str, Preflight]:
+    """What each stage will read, by its name.
+
+    Raises:
+        UsageError: a bucket that no sample goes to, or nothing to judge by.
+    """
+    return {
+        stage.name: preflight(stage.config.data, catalogue=open_parts(stage.config.data, stage.config.data.held_out)[0])
+        for stage in stages
+    }
+
+
+def on_worker(request: dict[str, Any]) -> None:
+    """What each worker of a Ray cluster does."""
+    train_vae(Path(request["file"]), Path(request["output"]), changes=request["changes"])
+
+
+def _train(
+    config: VAETraining, start: str | None, folder: Path, world: World, say: Callable[[str], None]
+) -> dict[str, float]:
+    torch.manual_seed(config.training.seed)
+    vae = VAE.from_pretrained(start) if start else VAE(size(str(config.model.size)))
+    if config.training.save_memory:
+        checkpoint_blocks(vae)
+    train, judge = open_parts(config.data, config.data.held_out)
+    ranks: dict[str, int] = {"rank": world.data_rank, "world": world.data_size}
+    with Loader(config.data, catalogue=train, **ranks) as batches:
+        held_out = _held_out(config.data, judge, ranks)
+        task = VAETask(vae, config.loss, config.optimiser, world=world, held_out=held_out)
+        trainer = Trainer(task, batches, config.training, folder=folder, world=world, say=say)
+        figures = trainer.train()
+        if batches.faults.num_bad and world.is_first:
+            say(f"bad samples: {batches.faults}")
+    return figures
+
+
+def _held_out(data: DataSettings, judge: Any, ranks: dict[str, int]) -> list[Batch]:
+    """Batches to judge by: the same at every judgement."""
+    if not len(judge):
+        return []
+    settings = dataclasses.replace(data, crop="center", flip=0.0, zoom=1.0, prefetch=1, workers=min(1, data.workers))
+    # A number of batches, not of samples: every rank has as many, for they judge together.
+    count = max(1, _JUDGED // (data.buckets[0].batch_size * ranks["world"]))
+    with Loader(settings, catalogue=judge, epochs=1, **ranks) as loader:
+        return list(itertools.islice(loader, count))
