@@ -207,6 +207,7 @@ def test_saved_folders_open_here_and_in_diffusers(name: str, shard_bytes: int, t
     again = Transformer.from_pretrained(tmp_path)  # as that of a pipeline
     assert again.config == transformer.config
     assert not again.training
+    assert all(parameter.requires_grad for parameter in again.parameters())
     other, report = CogVideoXTransformer3DModel.from_pretrained(
         tmp_path / "transformer", output_loading_info=True, low_cpu_mem_usage=False
     )

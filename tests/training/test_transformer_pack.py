@@ -144,7 +144,9 @@ def test_attention_is_chosen_by_name_and_refused_where_it_cannot_run() -> None:
     assert set(ATTENTION) == {"split", "mask", "flex", "varlen"}
 
 
-def test_a_pack_of_unequal_lists_is_refused() -> None:
+def test_packs_and_batches_of_unequal_parts_are_refused() -> None:
     samples = Samples("5b", torch.float32)
+    with pytest.raises(ValueError, match="2 latents, 2 texts and 1 timesteps"):
+        tiny()(noise(2, 1, 4, 4, 4), noise(2, 5, 12), torch.tensor([5]))
     with pytest.raises(ValueError, match="4 latents, 3 texts and 4 timesteps"):
         tiny()(samples.latents, samples.text[:3], samples.t)

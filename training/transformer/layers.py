@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
 
 import torch
 from torch import Tensor, nn
@@ -15,20 +15,24 @@ from training.transformer.positions import of_time, rotate, sinusoidal
 _QK_EPS = 1e-6
 
 
-class Conditions(NamedTuple):
-    """What the blocks are modulated by, and which token takes which: a frame that is given as it is has t = 0.
-
-    A tuple, so that FSDP and other hooks see the tensors in it.
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What blocks must know of the tokens besides the tokens.
 
     Attributes:
-        rows: (K, time_embed_dim), activated: one for each timestep in the batch or pack.
+        rows: (K, time_embed_dim), activated: what modulates, one for each timestep in the batch or pack. A frame that
+            is given as it is takes that of t = 0.
         text: the row of each text token: (B, L), or (B, 1) where all tokens of a sample share it.
         video: the row of each video token: (B, V) or (B, 1).
+        turns: rotary positions of all tokens, (L + V, head_dim / 2, 2) in fp32, or None where they were added.
+        attend: who attends to whom.
     """
 
     rows: Tensor
     text: Tensor
     video: Tensor
+    turns: Tensor | None
+    attend: Attend
 
 
 def _spread(table: Tensor, rows: Tensor, parts: int) -> tuple[Tensor, ...]:
@@ -52,11 +56,11 @@ class ExpertNorm(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, text: Tensor, video: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, text: Tensor, video: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
         """(B, L, D) and (B, V, D) to both in one sequence (B, L + V, D), and the gates of text and of video."""
-        video_table, text_table = self.linear(conditions.rows).chunk(2, dim=1)  # (K, 3 D) each
-        shift, scale, gate = _spread(video_table, conditions.video, 3)
-        text_shift, text_scale, text_gate = _spread(text_table, conditions.text, 3)
+        video_table, text_table = self.linear(layout.rows).chunk(2, dim=1)  # (K, 3 D) each
+        shift, scale, gate = _spread(video_table, layout.video, 3)
+        text_shift, text_scale, text_gate = _spread(text_table, layout.text, 3)
         modulated = [
             torch.addcmul(text_shift, self.norm(text), 1 + text_scale),
             torch.addcmul(shift, self.norm(video), 1 + scale),
@@ -78,16 +82,16 @@ class SelfAttention(nn.Module):
         self.to_v = nn.Linear(width, width, bias=config.attention_bias)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])  # a list, for the name: diffusers' holds a dropout too
 
-    def forward(self, x: Tensor, turns: Tensor | None, attend: Attend) -> Tensor:
-        """``x`` (B, N, D); ``turns`` (N, head_dim / 2), or None where positions were added to the tokens."""
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """``x`` (B, N, D), text before video."""
         heads = (-1, self.head)
         query = self.norm_q(self.to_q(x).unflatten(-1, heads))  # (B, N, heads, head_dim)
         key = self.norm_k(self.to_k(x).unflatten(-1, heads))
         value = self.to_v(x).unflatten(-1, heads)
-        if turns is not None:
-            query, key = rotate(query, turns), rotate(key, turns)
+        if layout.turns is not None:
+            query, key = rotate(query, layout.turns), rotate(key, layout.turns)
         # Under autocast the norms come out in fp32.
-        out = attend(query.to(value.dtype), key.to(value.dtype), value)
+        out = layout.attend(query.to(value.dtype), key.to(value.dtype), value)
         return self.to_out[0](out.flatten(-2))
 
 
@@ -125,15 +129,13 @@ class Block(nn.Module):
         self.norm2 = ExpertNorm(config)
         self.ff = FeedForward(config)
 
-    def forward(
-        self, text: Tensor, video: Tensor, conditions: Conditions, turns: Tensor | None, attend: Attend
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, text: Tensor, video: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """``text`` (B, L, D) and ``video`` (B, V, D), changed."""
         lengths = [text.shape[1], video.shape[1]]
-        x, text_gate, gate = self.norm1(text, video, conditions)
-        text_change, change = self.attn1(x, turns, attend).split(lengths, dim=1)
+        x, text_gate, gate = self.norm1(text, video, layout)
+        text_change, change = self.attn1(x, layout).split(lengths, dim=1)
         text, video = torch.addcmul(text, text_gate, text_change), torch.addcmul(video, gate, change)
-        x, text_gate, gate = self.norm2(text, video, conditions)
+        x, text_gate, gate = self.norm2(text, video, layout)
         text_change, change = self.ff(x).split(lengths, dim=1)
         return torch.addcmul(text, text_gate, text_change), torch.addcmul(video, gate, change)
 
@@ -148,8 +150,8 @@ class OutputNorm(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, video: Tensor, conditions: Conditions) -> Tensor:
-        shift, scale = _spread(self.linear(conditions.rows), conditions.video, 2)
+    def forward(self, video: Tensor, layout: Layout) -> Tensor:
+        shift, scale = _spread(self.linear(layout.rows), layout.video, 2)
         return torch.addcmul(shift, self.norm(video), 1 + scale)
 
 

@@ -24,12 +24,24 @@ from torch.utils.checkpoint import checkpoint
 from training.transformer import weights
 from training.transformer.attention import ATTENTION, Attention, Segments
 from training.transformer.config import TransformerConfig
-from training.transformer.layers import Block, Conditions, OutputNorm, PatchEmbed, TimeEmbedding
+from training.transformer.layers import Block, Layout, OutputNorm, PatchEmbed, TimeEmbedding
 from training.transformer.patches import grid_of, patchify, unpatchify
 from training.transformer.positions import Grid, rotary, sinusoidal
 
 PART = "transformer"
 OFS = 2.0  # what CogVideoX 1.5 image-to-video was trained and is sampled with
+
+
+class Share:
+    """Which tokens this process computes: all of them."""
+
+    def take(self, text: Tensor, video: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Layout]:
+        """This process's part of what enters the blocks."""
+        return text, video, layout
+
+    def join(self, video: Tensor) -> Tensor:
+        """All of the output (B, V, C) from this process's part."""
+        return video
 
 
 class Transformer(nn.Module):
@@ -39,6 +51,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.attention: Attention = ATTENTION["split"]
+        self.share = Share()  # another one under parallel.context_parallel
         self.patch_embed = PatchEmbed(config)
         self.time_embedding = TimeEmbedding(config, config.width, config.time_embed_dim)
         if config.ofs_embed_dim:
@@ -98,13 +111,19 @@ class Transformer(nn.Module):
         return self._pack(latents, list(text), t, clean=None if clean is None else list(clean), ofs=ofs)
 
     def _batch(self, latents: Tensor, text: Tensor, t: Tensor, *, clean: Tensor | None, ofs: float) -> Tensor:
+        if not len(latents) == len(text) == len(t):
+            raise ValueError(f"a batch of {len(latents)} latents, {len(text)} texts and {len(t)} timesteps")
         grid = grid_of(self.config, latents)
         rows = torch.arange(len(latents), device=latents.device)[:, None]  # (B, 1)
-        conditions = Conditions(self._rows(t, ofs, latents.dtype, clean=clean is not None), text=rows, video=rows)
-        if clean is not None:
-            conditions = Conditions(conditions.rows, text=rows, video=_rows_of(clean, rows, len(latents), grid))
         tokens = self._run(
-            text, patchify(self.config, latents), conditions, grids=[grid], words=[text.shape[1]], segments=None
+            text,
+            patchify(self.config, latents),
+            rows=self._rows(t, ofs, latents.dtype, clean=clean is not None),
+            text_rows=rows,
+            video_rows=rows if clean is None else _rows_of(clean, rows, len(latents), grid),
+            grids=[grid],
+            words=[text.shape[1]],
+            segments=None,
         )
         return unpatchify(self.config, tokens, grid)
 
@@ -122,25 +141,27 @@ class Transformer(nn.Module):
         if clean is not None:
             samples = zip(clean, torch.split(video_rows, tokens, dim=1), grids, strict=True)
             video_rows = torch.cat([_rows_of(c[None], r, len(t), grid) for c, r, grid in samples], dim=1)
-        rows = self._rows(t, ofs, latents[0].dtype, clean=clean is not None)
         out = self._run(
             torch.cat(text)[None],
             torch.cat([patchify(self.config, x[None]) for x in latents], dim=1),
-            Conditions(rows, text=text_rows, video=video_rows),
+            rows=self._rows(t, ofs, latents[0].dtype, clean=clean is not None),
+            text_rows=text_rows,
+            video_rows=video_rows,
             grids=grids,
             words=words,
             segments=segments,
         )
-        return [
-            unpatchify(self.config, x, grid)[0] for x, grid in zip(torch.split(out, tokens, dim=1), grids, strict=True)
-        ]
+        parts = zip(torch.split(out, tokens, dim=1), grids, strict=True)
+        return [unpatchify(self.config, x, grid)[0] for x, grid in parts]
 
     def _run(
         self,
         text: Tensor,
         patches: Tensor,
-        conditions: Conditions,
         *,
+        rows: Tensor,
+        text_rows: Tensor,
+        video_rows: Tensor,
         grids: list[Grid],
         words: list[int],
         segments: Segments | None,
@@ -153,10 +174,11 @@ class Transformer(nn.Module):
         if text_places is not None:
             text = text + text_places
         turns = self._turns(grids, sum(words), video.device)
-        attend = self.attention(segments, video.device)
+        layout = Layout(rows, text_rows, video_rows, turns, self.attention(segments, video.device))
+        text, video, layout = self.share.take(text, video, layout)
         for block in self.transformer_blocks:
-            text, video = block(text, video, conditions, turns, attend)
-        return cast(Tensor, self.proj_out(self.norm_out(self.norm_final(video), conditions)))
+            text, video = block(text, video, layout)
+        return self.share.join(self.proj_out(self.norm_out(self.norm_final(video), layout)))
 
     def _rows(self, t: Tensor, ofs: float, dtype: torch.dtype, *, clean: bool) -> Tensor:
         """The activated embedding of each timestep, and one of t = 0 at the end for clean frames: (B or B + 1, E)."""
@@ -172,7 +194,8 @@ class Transformer(nn.Module):
         if not self.config.use_rotary_positional_embeddings:
             return None
         turns = [rotary(self.config, grid, device=device) for grid in grids]
-        return torch.cat([torch.ones_like(turns[0][:1]).expand(words, -1), *turns])
+        still = torch.tensor([1.0, 0.0], device=device).expand(words, *turns[0].shape[1:])  # cosine and sine of 0
+        return torch.cat([still, *turns])
 
     def _added(self, grids: list[Grid], words: list[int], like: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Positions that are added to text and to video tokens: (L, D) and (V, D), or None."""

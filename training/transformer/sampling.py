@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from training.vae.model import VAE
 
 
+_CHUNKS = Chunks()  # as CogVideoX was published
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How a sample is made.
@@ -93,7 +96,7 @@ def sample(
     settings: Sampling | None = None,
     negative: Tensor | None = None,
     image: Tensor | None = None,
-    chunks: Chunks | None = Chunks(),  # noqa: B008 - frozen
+    chunks: Chunks | None = _CHUNKS,
     tiles: Tiles | None = None,
     each: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
@@ -228,7 +231,7 @@ def _twice(x: Tensor, guided: bool) -> Tensor:
 
 
 @torch.no_grad()
-def decode(vae: VAE, latents: Tensor, *, chunks: Chunks | None = Chunks(), tiles: Tiles | None = None) -> Tensor:  # noqa: B008
+def decode(vae: VAE, latents: Tensor, *, chunks: Chunks | None = _CHUNKS, tiles: Tiles | None = None) -> Tensor:
     """Latents (B, T, C, H, W), scaled, to videos (B, 3, 4T-3, 8H, 8W) in -1..1, fp32."""
     weight = _weight(vae)
     z = unscaled(latents, vae.config).to(weight.device, weight.dtype)
