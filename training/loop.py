@@ -91,6 +91,8 @@ class Trainer:
         metrics = self._metrics()
         with contextlib.closing(metrics) if metrics else contextlib.nullcontext():
             batches = iter(self._batches)
+            if not self.state.step:
+                self._judge(metrics)  # what there is to be gained
             while (share := self._share()) < 1:
                 figures = self._step(batches, share)
                 if self.state.step % self._training.log_every == 0 and metrics:
