@@ -81,6 +81,12 @@ def apart(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / max(1.0, float(b.abs().max())))
 
 
+def gradient_apart(a: Tensor, b: Tensor) -> float:
+    """The largest difference, relative to the largest value, or to 0.01 where there is none (some are 0 by law)."""
+    assert a.shape == b.shape, f"{tuple(a.shape)} is not {tuple(b.shape)}"
+    return float((a - b).abs().max()) / max(1e-2, float(b.abs().max()))
+
+
 def gradients(transformer: torch.nn.Module) -> dict[str, Tensor]:
     """The gradients that there are, by name; they are taken away from the model."""
     found = {name: p.grad for name, p in transformer.named_parameters() if p.grad is not None}
