@@ -43,7 +43,8 @@ def tiny(name: str = "5b", *, seed: int = 0, dtype: torch.dtype = torch.float32)
             scale = 0.3 if parameter.ndim == 1 else 1.0 / parameter[0].numel() ** 0.5
             parameter.add_(torch.randn(parameter.shape) * scale)
         if "pos_embedding" in dict(transformer.patch_embed.named_buffers()):
-            transformer.patch_embed.pos_embedding.add_(torch.randn(1))
+            places = transformer.patch_embed.pos_embedding
+            places.add_(torch.randn(places.shape))
     return transformer.to(dtype)
 
 
