@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:  # the rest of the command line must not wait for what these i
     from collections.abc import Callable
 
     from training.data.preflight import Preflight
+    from training.transformer.preflight import TransformerPreflight
     from training.vae.evaluate import Look
 
 train = typer.Typer(help="Train a model on shards.", no_args_is_help=True)
@@ -19,15 +21,16 @@ vae = typer.Typer(help="Look at what a VAE does to videos.", no_args_is_help=Tru
 
 
 _PACKAGES = ("torch", "safetensors", "torchmetrics", "tensorboard", "lpips", "fsspec")
+_TEXT_PACKAGES = ("transformers", "tokenizers")
 
 
-def _need_packages() -> None:
+def _need_packages(*more: str) -> None:
     """Raises UsageError where an optional package is missing."""
     import importlib.util
 
     from curation.errors import UsageError
 
-    if absent := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
+    if absent := [name for name in (*_PACKAGES, *more) if importlib.util.find_spec(name) is None]:
         raise UsageError(f"training needs {', '.join(absent)}, not installed here: pip install 'cutroom[train]'")
 
 
@@ -42,6 +45,10 @@ Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change a setting, as training.steps=100.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Processes = Annotated[int, typer.Option(min=1, help="Processes that train together, one for each GPU of this machine.")]
+Engine = Annotated[Launcher, typer.Option(help="Start them on this machine, or as workers of a Ray cluster.")]
+Address = Annotated[str | None, typer.Option(help="Address of a Ray cluster [default: a Ray on this machine].")]
+PreflightOnly = Annotated[bool, typer.Option("--preflight", help="Only say what the training will read.")]
 
 
 @train.command("vae")
@@ -49,16 +56,10 @@ def train_vae(
     config: Config,
     output: Output = Path("cutroom-vae"),
     changes: Changes = None,
-    num_processes: Annotated[
-        int, typer.Option(min=1, help="Processes that train together, one for each GPU of this machine.")
-    ] = 1,
-    engine: Annotated[
-        Launcher, typer.Option(help="Start them on this machine, or as workers of a Ray cluster.")
-    ] = Launcher.processes,
-    address: Annotated[
-        str | None, typer.Option(help="Address of a Ray cluster [default: a Ray on this machine].")
-    ] = None,
-    preflight: Annotated[bool, typer.Option("--preflight", help="Only say what the training will read.")] = False,
+    num_processes: Processes = 1,
+    engine: Engine = Launcher.processes,
+    address: Address = None,
+    preflight: PreflightOnly = False,
     json: Json = False,
 ) -> None:
     """Train the 3D VAE; run it again to continue."""
@@ -77,6 +78,48 @@ def train_vae(
     if preflight:
         return
     _run("vae", file, output, changes or [], num_processes=num_processes, engine=engine, address=address, json=json)
+
+
+@train.command("transformer")
+def train_transformer(
+    config: Config,
+    output: Output = Path("cutroom-transformer"),
+    changes: Changes = None,
+    num_processes: Processes = 1,
+    engine: Engine = Launcher.processes,
+    address: Address = None,
+    preflight: PreflightOnly = False,
+    encode_only: Annotated[
+        bool, typer.Option("--encode-only", help="Only encode what the cache lacks, to train later.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Train the text-to-video transformer on a VAE's latents; run it again to continue."""
+    _need_packages(*_TEXT_PACKAGES)
+    from training.launch import is_first
+    from training.recipes import find_recipe
+    from training.transformer.preflight import look_ahead
+    from training.transformer.run import load
+
+    file = find_recipe(config)
+    stages = load(file, changes=changes or ())
+    if preflight or is_first():  # mistakes are said before anything is started
+        reports = look_ahead(stages, world=num_processes)
+        if preflight or not json:
+            _say_transformer_preflight(reports, json=json)
+    if preflight:
+        return
+    _run(
+        "transformer",
+        file,
+        output,
+        changes or [],
+        num_processes=num_processes,
+        engine=engine,
+        address=address,
+        json=json,
+        encode_only=encode_only,
+    )
 
 
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help="A video, or shards: a run's folder, a tar, a pattern.")]
@@ -190,25 +233,27 @@ def _run(
     engine: Launcher,
     address: str | None,
     json: bool,
+    encode_only: bool = False,
 ) -> None:
     """Train in this process, in several, or on a Ray cluster."""
+    import importlib
+
     from training import launch
 
+    run = importlib.import_module(f"training.{kind}.run")
     if engine is Launcher.ray:
-        from training.vae.run import on_worker
-
-        request = {"file": str(file.absolute()), "output": str(output.absolute()), "changes": changes}
-        launch.on_ray(on_worker, request, num_workers=num_processes, address=address)
+        request: dict[str, Any] = {"file": str(file.absolute()), "output": str(output.absolute()), "changes": changes}
+        request |= {"encode_only": True} if encode_only else {}
+        launch.on_ray(run.on_worker, request, num_workers=num_processes, address=address)
         _say_end(output, {}, json=json)
         return
     if num_processes > 1:
-        arguments = ["train", kind, str(file), "--output", str(output)]
+        arguments = ["train", kind, str(file), "--output", str(output), *(["--encode-only"] if encode_only else [])]
         arguments += [part for change in changes for part in ("--set", change)]
         if status := launch.on_this_machine(arguments, num_processes=num_processes):
             raise typer.Exit(status)
         return
-    from training.vae.run import train_vae as work
-
+    work = functools.partial(run.train, encode_only=True) if encode_only else run.train
     figures = work(file, output, changes=changes, say=_progress(quiet=json))
     if launch.is_first():
         _say_end(output, figures, json=json)
@@ -237,9 +282,12 @@ def _say_end(output: Path, figures: dict[str, float], *, json: bool) -> None:
     for name, value in figures.items():
         console.print(f"  {name}: {value:.4g}")
     last = weights[-1] if weights else str(output)
-    console.print(f"Weights: {escape(last)} (diffusers' AutoencoderKLCogVideoX opens them)")
+    is_pipeline = Path(last, "model_index.json").is_file()
+    opens = "CogVideoXPipeline" if is_pipeline else "AutoencoderKLCogVideoX"
+    console.print(f"Weights: {escape(last)} (diffusers' {opens} opens them)")
     console.print(f"Curves: {escape(str(output))}/**/metrics.jsonl, or tensorboard --logdir {escape(str(output))}")
-    console.print(f"Next: cutroom vae eval SHARDS --weights {escape(last)}")
+    following = "sample" if is_pipeline else "vae eval SHARDS"
+    console.print(f"Next: cutroom {following} --weights {escape(last)}")
 
 
 def _say_preflight(reports: dict[str, Preflight], *, json: bool) -> None:
@@ -265,6 +313,28 @@ def _say_preflight(reports: dict[str, Preflight], *, json: bool) -> None:
                 console.print(escape(f"{count} {kind}: {reason}, such as {', '.join(names[reason][:3])}"))
         if report.without_caption:
             console.print(f"{report.without_caption} without a caption")
+
+
+def _say_transformer_preflight(reports: dict[str, TransformerPreflight], *, json: bool) -> None:
+    import json as jsonlib
+
+    from rich.console import Console
+    from rich.table import Table
+
+    if json:
+        typer.echo(jsonlib.dumps({name: report.to_dict() for name, report in reports.items()}))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    _say_preflight({name: report.data for name, report in reports.items()}, json=False)
+    for name, report in reports.items():
+        table = Table("shape", "kind", "samples", "tokens of each", "tokens", box=None)
+        for each in report.shapes:
+            table.add_row(each.bucket, each.kind, *map(str, (each.samples, each.tokens, each.samples * each.tokens)))
+        console.print(table)
+        full = "" if report.fill is None else f", filled to {report.fill:.1%}"
+        console.print(f"{name or 'An epoch'}: {report.groups} {report.unit}{full}; {report.steps} steps")
+        if report.long_captions:
+            console.print(f"{report.long_captions} captions have more than {report.words} tokens and are cut")
 
 
 def _table(report: Preflight) -> Any:

@@ -162,3 +162,6 @@ def _held_out(data: DataSettings, judge: Any, ranks: dict[str, int]) -> list[Bat
     count = max(1, _JUDGED // (data.buckets[0].batch_size * ranks["world"]))
     with Loader(settings, catalogue=judge, epochs=1, **ranks) as loader:
         return list(itertools.islice(loader, count))
+
+
+train = train_vae
