@@ -10,8 +10,8 @@ round by round (a ratio of 0.5 is half as many clips a second, or half the CPU t
 
 ``webdataset_pyav`` decodes from the clip's start and scales with OpenCV; ``webdataset_pyav_seek`` seeks to the span and
 lets FFmpeg scale; ``webdataset_decord`` reads the span and scales it with OpenCV; so does ``webdataset_torchcodec``,
-which is there where it can be imported. All decode and scale on one thread a worker: more threads than cores help nobody
-who is alone on a machine, and take time from the others where not.
+which is there where it can be imported. All decode and scale on one thread a worker: more threads than cores help
+nobody who is alone on a machine, and take time from the others where not.
 """
 
 from __future__ import annotations
