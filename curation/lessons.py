@@ -38,6 +38,7 @@ v1:
     - frame_captions: {model: "captioning.teacher:frame"}
     - short_caption: {model: "captioning.teacher:motion"}
     - caption: {version: v1, model: "captioning.teacher:summary"}
+  shards: {crf: 12, preset: veryfast}
 """
 _SECOND = """\
 
@@ -88,11 +89,11 @@ class School:
         model = json.dumps(str(self.model.absolute()))  # as YAML, wherever the pipelines are read from
         self.pipelines.write_text(_PIPELINES + _SECOND.replace("MODEL", model))
 
-    def caption(self, version: str, films: str, *, progress: Progress) -> Summary:
-        """Run a version over a folder of films, up to the table."""
+    def caption(self, version: str, films: str, *, progress: Progress, shards: bool = False) -> Summary:
+        """Run a version over a folder of films, up to the table or to shards."""
         output = self.folder / f"{films}-{version}"
         footage, config = str(self.folder / films), str(self.pipelines)
-        return run(version, [footage], output, config=config, engine=self.engine, shards=False, progress=progress)
+        return run(version, [footage], output, config=config, engine=self.engine, shards=shards, progress=progress)
 
     def errors(self, version: str, films: str) -> dict[str, int]:
         """Why clips failed, and how many, as the table has it."""
