@@ -122,6 +122,9 @@ def prepare(config: TransformerTraining, *, cache: Path, before: Path | None, wo
     plan(0)  # and so is a sample that fits no pack
     text = models.text or _words(cache, train, models.transformer.text_embed_dim, world)
     kept = Kept(Cache(cache / "latents"), Cache(cache / "texts"))
+    if world.is_first:
+        kept.latents.sweep()
+        kept.texts.sweep()
     vae = VAE.from_pretrained(models.vae)
     encoder = _encoder(config, vae, world)
     names: dict[str, Any] = {

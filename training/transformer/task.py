@@ -90,6 +90,7 @@ class TransformerTask(Task):
         self._world, self._seed, self._parts, self._scales = world, seed, parts, scales
         self._conditions, self._judge = conditions or ConditionSettings(), judge or JudgeSettings()
         self._held_out = held_out
+        self._flops: dict[tuple[int, ...], float] = {}  # of a sample, by its shape
         self._tokens = tokens or transformer.config.max_text_seq_length
         self.roles = {MODEL: Role(transformer, optimiser)}
         self.config = {
@@ -120,22 +121,22 @@ class TransformerTask(Task):
         return Loss(value, {"loss": value.detach() / (group.size() if group else 1)})
 
     def flops(self, batch: LatentBatch) -> float:
-        config = self._transformer.config
-        with torch.device("meta"):  # where nothing is computed
-            model, shapes = Transformer(config), []
-            for sample in batch.samples:
-                _, frames, height, width = sample.mean.shape
-                shapes.append((frames + -frames % config.time_patch, config.in_channels, height, width))
-            texts = [torch.empty(self._tokens, config.text_embed_dim) for _ in shapes]
-            latents = [torch.empty(shape) for shape in shapes]
-            t = torch.zeros(len(shapes), dtype=torch.int64)
-            with FlopCounterMode(display=False) as counter:
-                if batch.packed:
-                    out = torch.cat([each.flatten() for each in model(latents, texts, t)])
-                else:
-                    out = model(torch.stack(latents), torch.stack(texts), t)
-                torch.autograd.backward(out.sum())
-        return float(counter.get_total_flops()) / (self._world.context.size() if self._world.context else 1)
+        ranks = self._world.context.size() if self._world.context else 1
+        return sum(self._flops_of(tuple(sample.mean.shape[1:])) for sample in batch.samples) / ranks
+
+    def _flops_of(self, shape: tuple[int, ...]) -> float:
+        """Operations for one sample; in a pack they are no others."""
+        if shape not in self._flops:
+            config = self._transformer.config
+            frames = shape[0] + -shape[0] % config.time_patch
+            with torch.device("meta"):  # where nothing is computed
+                latents = torch.empty(1, frames, config.in_channels, *shape[1:])
+                text, t = torch.empty(1, self._tokens, config.text_embed_dim), torch.zeros(1, dtype=torch.int64)
+                model = Transformer(config)
+                with FlopCounterMode(display=False) as counter:
+                    torch.autograd.backward(model(latents, text, t).sum())
+            self._flops[shape] = float(counter.get_total_flops())
+        return self._flops[shape]
 
     def errors(self, ready: Sequence[Prepared], t: Tensor, *, packed: bool) -> Tensor:
         """The loss of each sample at its timestep: (B,)."""

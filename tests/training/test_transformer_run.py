@@ -1,0 +1,193 @@
+"""``cutroom train transformer``: from shards, a VAE and a YAML file to a pipeline that others open."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from curation.cli import app
+from curation.errors import ConfigError, UsageError
+from curation.torchvision import mend
+from tests.training.transformer_made import equal, quiet, weights, write_config, write_models, write_shards
+from training.recipes import find_recipe
+from training.transformer.model import Transformer
+from training.transformer.preflight import look_ahead
+from training.transformer.run import load, train_transformer
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def config(shards: Path, start: Path, tmp_path: Path) -> Path:
+    return write_config(tmp_path / "transformer.yaml", shards, start)
+
+
+def test_four_and_four_steps_are_eight_bit_for_bit(config: Path, tmp_path: Path) -> None:
+    figures = train_transformer(config, tmp_path / "whole", say=quiet)
+    assert set(figures) == {"loss", "loss_t125", "loss_t375", "loss_t625", "loss_t875"}
+    train_transformer(config, tmp_path / "halves", changes=["training.steps=4"], say=quiet)
+    half = weights(tmp_path / "halves")
+    train_transformer(config, tmp_path / "halves", changes=["data.prefetch=1"], say=quiet)
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "halves"))
+    assert not equal(half, weights(tmp_path / "halves"))
+    samples = sorted(path.name for path in (tmp_path / "whole" / "samples").iterdir())
+    assert samples[-3:] == ["step-00000008.jpg", "step-00000008.mp4", "step-00000008.txt"]
+
+
+def test_kill_9_while_encoding_and_training_changes_nothing(config: Path, tmp_path: Path) -> None:
+    train_transformer(config, tmp_path / "whole", say=quiet)
+    arguments = ["train", "transformer", str(config), "--output", str(tmp_path / "killed")]
+    command = [sys.executable, "-m", "curation.cli", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for wanted in ("cache/latents/*.parquet", "checkpoints/step-*[0-9]"):
+        running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+        until = time.monotonic() + 100
+        while time.monotonic() < until and not list((tmp_path / "killed").glob(wanted)) and running.poll() is None:
+            time.sleep(0.01)
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+
+
+def test_diffusers_opens_the_pipeline_and_computes_alike(config: Path, tmp_path: Path) -> None:
+    train_transformer(config, tmp_path / "out", changes=["training.steps=2"], say=quiet)
+    mend()
+    from diffusers import CogVideoXPipeline
+
+    folder = tmp_path / "out" / "weights"
+    pipeline = CogVideoXPipeline.from_pretrained(folder)
+    video = pipeline(
+        "film 3 of a field",
+        height=64,
+        width=96,
+        num_frames=9,
+        num_inference_steps=2,
+        output_type="latent",
+        max_sequence_length=5,
+    ).frames
+    assert video.shape == (1, 3, 4, 8, 12)
+    ours = Transformer.from_pretrained(folder)
+    latents, text, t = torch.randn(1, 3, 4, 8, 12), torch.randn(1, 5, 12), torch.tensor([500])
+    rotary = pipeline._prepare_rotary_positional_embeddings(64, 96, 3, torch.device("cpu"))
+    with torch.no_grad():
+        theirs = pipeline.transformer(latents, text, t, image_rotary_emb=rotary, return_dict=False)[0]
+        assert float((ours(latents, text, t) - theirs).abs().max()) < 1e-4
+    assert json.loads((folder / "vae" / "config.json").read_text())["scaling_factor"] != 1.15258426  # measured
+
+
+@pytest.mark.parametrize("kind", ["5b_i2v", "5b_v1_5"])
+def test_other_kinds_train_too(kind: str, shards: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "own.yaml", shards, write_models(tmp_path / "models", kind))
+    shapes = "data.buckets=[{frames: 9, height: 64, width: 96}]"  # what learned positions are made for
+    changes = [shapes, "data.images=0", "training.steps=2", "packing.tokens=250"]
+    figures = train_transformer(config, tmp_path / "out", changes=changes, say=quiet)
+    assert figures["loss"] > 0
+
+
+def test_each_stage_goes_on_from_the_one_before(config: Path, tmp_path: Path) -> None:
+    text = config.read_text() + "stages:\n  - name: low\n  - name: high\n    training: {steps: 2}\n    packing: null\n"
+    config.write_text(text)
+    said: list[str] = []
+    train_transformer(config, tmp_path / "out", say=said.append)
+    assert (tmp_path / "out" / "high" / "weights" / "model_index.json").is_file()
+    low, high = (weights(tmp_path / "out" / name) for name in ("low", "high"))
+    far = max(float((low[name] - high[name]).abs().max()) for name in low)
+    assert 0 < far < 5e-3  # two steps at 1e-3, averaged
+    scales = {json.loads(path.read_text())["scaling_factor"] for path in tmp_path.glob("out/*/weights/vae/config.json")}
+    assert len(scales) == 1
+    assert sum("encoding" in line and "clips" in line for line in said) == 2  # to train on and to judge by: once
+
+
+def test_additions_alone_are_trained_and_diffusers_loads_them(config: Path, start: Path, tmp_path: Path) -> None:
+    changes = ["model.lora={rank: 2, alpha: 4}", "training.steps=4", "training.ema=null"]
+    train_transformer(config, tmp_path / "out", changes=changes, say=quiet)
+    mend()
+    from diffusers import CogVideoXPipeline
+
+    folder = tmp_path / "out" / "weights"
+    pipeline = CogVideoXPipeline.from_pretrained(
+        folder, transformer=__import__("diffusers").CogVideoXTransformer3DModel.from_pretrained(start / "transformer")
+    )
+    latents, text, t = torch.randn(1, 3, 4, 8, 12), torch.randn(1, 5, 12), torch.tensor([500])
+    rotary = pipeline._prepare_rotary_positional_embeddings(64, 96, 3, torch.device("cpu"))
+
+    def run() -> torch.Tensor:
+        with torch.no_grad():
+            return pipeline.transformer(latents, text, t, image_rotary_emb=rotary, return_dict=False)[0]
+
+    before = run()
+    pipeline.load_lora_weights(folder / "lora")
+    ours = Transformer.from_pretrained(folder)
+    with torch.no_grad():
+        merged = ours(latents, text, t)
+    assert float((run() - merged).abs().max()) < 1e-4
+    assert float((before - merged).abs().max()) > 1e-4
+    untouched = "transformer_blocks.0.ff.net.2.weight"
+    assert torch.equal(weights(tmp_path / "out")[untouched], Transformer.from_pretrained(start).state_dict()[untouched])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("packing.tokens=14", "the longest sample alone has 15 tokens"),
+        ("data.buckets=[{frames: 8, height: 16, width: 16}]", "4k+1 frames"),
+        ("data.buckets=[{frames: 81, height: 16, width: 32}]", "is empty"),
+        ("conditions.frames={frist: 0.1}", "Did you mean"),
+        ("conditions.frames={first: 0.7, last: 0.7}", "add up to 1.4"),
+        ("model.size=debug", "either `size`"),
+        ("text.start=/nowhere", "text.start"),
+        ("packing.attention=fast", "no attention"),
+    ],
+)
+def test_what_cannot_be_met_exits_with_2_before_anything_is_encoded(
+    change: str, said: str, config: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError) as raised:
+        look_ahead(load(config, changes=[change]))
+    assert said in str(raised.value)
+    arguments = ["train", "transformer", str(config), "--output", str(tmp_path / "out"), "--set", change]
+    done = CliRunner().invoke(app, arguments)
+    assert isinstance(done.exception, UsageError) or done.exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_in_the_file_is_named_with_its_place(config: Path) -> None:
+    config.write_text(config.read_text().replace("tokens: 60", "tokns: 60"))
+    with pytest.raises(ConfigError, match=r"transformer\.yaml:\d+:\d+.*tokens"):
+        load(config)
+
+
+def test_preflight_says_tokens_packs_and_steps(config: Path) -> None:
+    report = look_ahead(load(config, changes=["training.accumulate=2"]), world=2)[""]
+    # A text of 5 tokens; 16x32 px are 2 tokens a latent frame.
+    tokens = {(each.bucket, each.kind): each.tokens for each in report.shapes}
+    assert tokens[("17x16x32", "clips")] == 5 + 5 * 2
+    assert tokens[("5x16x32", "images")] == 5 + 1 * 2
+    assert report.steps == -(-report.groups // 4)
+    assert report.fill is not None
+    assert report.fill > 0.5
+    assert report.unit == "packs"
+
+
+@pytest.mark.parametrize("name", ["transformer", "transformer-debug"])
+def test_recipes_are_valid(name: str) -> None:
+    assert load(find_recipe(Path(name)))
