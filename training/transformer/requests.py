@@ -1,0 +1,382 @@
+"""``cutroom sample``: from what is asked for to files, each with a name that says the request.
+
+request = Request(prompts=("a red ball",), sources=Sources(model="cogvideox-5b"))
+for made in run(request, Path("out")): print(made.name, made.status)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from curation.errors import UsageError, one_line
+from training.distributed import num_processes
+from training.pictures import contact_sheet, to_frames, write_picture, write_video
+from training.transformer import embeddings, weights
+from training.transformer.conditions import Given, read_given
+from training.transformer.config import TransformerConfig
+from training.transformer.extend import Shape, Window, check_window, default_overlap, make, plan
+from training.transformer.pipeline import Models, Places, Sources, choose, find, load
+from training.transformer.sampling import Sampling
+from training.transformer.solvers import guidance, solver
+from training.vae.config import Chunks, Tiles
+
+_SLUG = 48
+_PACKAGES = ("cutroom", "torch", "transformers", "safetensors", "torchao")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked for.
+
+    Attributes:
+        prompts: empty takes every text of ``embeddings`` but the negative one.
+        frames, height, width, fps: of the transformer's own training where None, or of the video that is extended.
+        length: frames of the whole video, made in windows of ``frames``; None is one window more than is given.
+        seed: of each prompt's first sample; the next ones count up.
+        negative: a text to go away from, instead of no text (zeros).
+        image: the first frame, for image-to-video.
+        first, last: pictures that the video begins and ends with (given as clean frames).
+        extend: a video to continue, and ``overlap``: how many of its last frames a window reads.
+        loop: the video's end leads back to its start.
+        dtype: see ``pipeline.DTYPES``; None is bf16 on a GPU and fp32 elsewhere.
+        offload: transformer and VAE are on the device one after the other (the text encoder always is gone by then).
+        embeddings: a file of ``save_embeddings``, instead of a text encoder.
+    """
+
+    prompts: tuple[str, ...] = ()
+    sources: Sources
+    frames: int | None = None
+    height: int | None = None
+    width: int | None = None
+    fps: float | None = None
+    length: int | None = None
+    settings: Sampling = dataclasses.field(default_factory=Sampling)
+    seed: int = 0
+    samples: int = 1
+    negative: str | None = None
+    image: Path | None = None
+    first: Path | None = None
+    last: Path | None = None
+    extend: Path | None = None
+    overlap: int | None = None
+    loop: bool = False
+    dtype: str | None = None
+    device: str | None = None
+    offload: bool = False
+    chunks: Chunks | None = dataclasses.field(default_factory=Chunks)
+    tiles: Tiles | None = None
+    embeddings: Path | None = None
+    save_embeddings: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One sample. ``about`` is all that decides its pixels, and the name has the digest of it."""
+
+    name: str
+    prompt: str
+    seed: int
+    about: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """What became of a job. ``there``: files of this very request lay there already."""
+
+    name: str
+    prompt: str
+    seed: int
+    status: Literal["made", "there", "failed"]
+    error: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A request found to be possible."""
+
+    request: Request
+    places: Places
+    given: Given
+    shape: Shape
+    windows: tuple[Window, ...]
+    fps: float
+    dtype: str
+    device: torch.device
+    texts: dict[str, Tensor]  # what is embedded already
+    jobs: tuple[Job, ...]  # of this process
+
+    @property
+    def steps(self) -> int:
+        """Passes of the transformer for one sample."""
+        return len(self.windows) * self.request.settings.steps
+
+
+def prepare(request: Request) -> Prepared:
+    """Check everything that can be known before weights are loaded.
+
+    Raises:
+        UsageError: what is wrong with the request, and what to do.
+    """
+    _check(request)
+    dtype, device = choose(request.dtype, request.device)
+    places = find(request.sources, needs_text=request.embeddings is None)
+    config = places.config
+    solver(request.settings.solver, places.diffusion, request.settings.steps)
+    guidance(request.settings.course)
+    texts = {} if request.embeddings is None else embeddings.read(request.embeddings)
+    prompts = list(dict.fromkeys(request.prompts)) or [text for text in texts if text != request.negative]
+    if not prompts:
+        raise UsageError("no prompt: give some, --prompts FILE, or --embeddings FILE that has some")
+    if request.embeddings is not None:
+        negative = [] if request.negative is None else [request.negative]
+        embeddings.check(request.embeddings, texts, [*prompts, *negative], config=config)
+    given = read_given(request.image, request.first, request.last, request.extend)
+    frames, height, width, fps = size_of(request, config, given)
+    check_window(config, places.vae_config, frames=frames, height=height, width=width)
+    _check_image(request, config)
+    windows = _windows(request, frames, given)
+    for window in windows:
+        check_window(config, places.vae_config, frames=window.frames, height=height, width=width)
+    shape = Shape(height=height, width=width, chunks=request.chunks, tiles=request.tiles)
+    prepared = Prepared(
+        request=request,
+        places=places,
+        given=given.fitted(height, width),
+        shape=shape,
+        windows=windows,
+        fps=fps,
+        dtype=dtype,
+        device=device,
+        texts=texts,
+        jobs=(),
+    )
+    rank = int(os.environ.get("RANK", "0"))
+    jobs = tuple(_jobs(prepared, prompts))[rank :: num_processes()]
+    return dataclasses.replace(prepared, jobs=jobs)
+
+
+def _check(request: Request) -> None:
+    if request.samples < 1:
+        raise UsageError(f"--samples {request.samples}: 1 or more are meant")
+    ways = {
+        "--extend": request.extend,
+        "--image": request.image,
+        "--first or --last": request.first or request.last,
+    }
+    asked = [name for name, value in ways.items() if value is not None]
+    if len(asked) > 1:
+        raise UsageError(f"{' and '.join(asked)} each say how the video begins; choose one")
+    if request.loop and request.last is not None:
+        raise UsageError("--loop and --last each say how the video ends; choose one")
+    if request.last is not None and request.length is not None:
+        raise UsageError("--last is made in one window: choose its length with --frames, and leave --length out")
+    if request.embeddings is not None and request.save_embeddings is not None:
+        raise UsageError("--embeddings are saved already; leave --save-embeddings out")
+    if request.fps is not None and not 0 < request.fps <= 240:
+        raise UsageError(f"--fps {request.fps:g}: above 0 and up to 240 is meant, such as 8")
+
+
+def _check_image(request: Request, config: TransformerConfig) -> None:
+    reads = config.in_channels != config.out_channels
+    if reads and not any((request.image, request.first, request.extend)):
+        raise UsageError(
+            "this transformer continues a picture (image-to-video): give one as --image, or a video as --extend"
+        )
+    if request.image is not None and not reads:
+        raise UsageError(
+            "this transformer reads no picture (text-to-video): leave --image out, load an image-to-video one, or, if "
+            "it was trained with masks, give the picture as --first"
+        )
+
+
+def size_of(request: Request, config: TransformerConfig, given: Given) -> tuple[int, int, int, float]:
+    """Frames of a window, height, width and frames per second: as asked, as given, or as the model was trained."""
+    height, width = config.sample_height * 8, config.sample_width * 8
+    if config.patch_size_t is not None and config.ofs_embed_dim:
+        height, width = 768, 1360  # 1.5 image-to-video states the largest size that its positions reach, not this
+    if given.before is not None:
+        height, width = given.before.shape[1:3]
+    fps = request.fps or given.fps or (16.0 if config.patch_size_t is not None else 8.0)
+    return request.frames or config.sample_frames, request.height or height, request.width or width, fps
+
+
+def _windows(request: Request, frames: int, given: Given) -> tuple[Window, ...]:
+    if request.last is not None:
+        head = 1 if request.first is not None else 0
+        if frames < 5 + head * 4:
+            raise UsageError(f"--frames {frames}: {5 + head * 4} are the fewest that leave room between pictures")
+        return (Window(frames, head=head, tail=1),)
+    have = 0 if given.before is None else len(given.before)
+    overlap = default_overlap(frames) if request.overlap is None else request.overlap
+    if request.first is not None:
+        overlap = 1 if request.overlap is None else overlap
+    if have and request.overlap is None:
+        overlap = min(overlap, (have - 1) // 4 * 4 + 1)
+    length = request.length
+    if length is None:
+        length = have + frames - overlap if have else frames
+        if request.loop:
+            length += -max(4, overlap - 1) if have else frames - overlap - max(4, overlap - 1)
+    return tuple(plan(length, frames=frames, overlap=overlap, have=have, loop=request.loop))
+
+
+def _jobs(prepared: Prepared, prompts: Sequence[str]) -> Iterator[Job]:
+    request = prepared.request
+    common: dict[str, Any] = {
+        "negative": request.negative,
+        "height": prepared.shape.height,
+        "width": prepared.shape.width,
+        "fps": prepared.fps,
+        "windows": [dataclasses.asdict(window) for window in prepared.windows],
+        "settings": dataclasses.asdict(request.settings),
+        "dtype": prepared.dtype,
+        "chunks": request.chunks and dataclasses.asdict(request.chunks),
+        "tiles": request.tiles and dataclasses.asdict(request.tiles),
+        "given": prepared.given.identities(),
+        "models": prepared.places.identities(),
+    }
+    for prompt in prompts:
+        text = prepared.texts.get(prompt)
+        saved = {} if text is None else {"embedding": hashlib.blake2b(_bytes(text), digest_size=8).hexdigest()}
+        for seed in range(request.seed, request.seed + request.samples):
+            about = {"prompt": prompt, "seed": seed, **saved, **common}
+            digest = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=6).hexdigest()
+            yield Job(f"{_slug(prompt)}-{seed}-{digest}", prompt, seed, about)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _slug(text: str) -> str:
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return "-".join(re.findall(r"[a-z0-9]+", plain))[:_SLUG].strip("-") or "sample"
+
+
+def run(prepared: Prepared, output: Path, *, each: Callable[[Job, int], None] | None = None) -> Iterator[Made]:
+    """Make every sample that is not there yet: NAME.mp4, NAME.jpg (a contact sheet), and NAME.json, which comes last.
+
+    A sample that fails costs itself only.
+
+    Args:
+        each: called after each pass of the transformer, with how many there were of this sample.
+
+    Raises:
+        UsageError: weights are damaged or of another model, or the folder cannot be written.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{output} cannot be written ({one_line(error)})") from error
+    left = [job for job in prepared.jobs if not _is_there(output, job)]
+    for job in prepared.jobs:
+        if job not in left:
+            yield Made(job.name, job.prompt, job.seed, "there")
+    texts = _texts(prepared, [job.prompt for job in left]) if left or prepared.request.save_embeddings else {}
+    if not left:
+        return
+    models = load(prepared.places, dtype=prepared.dtype, device=prepared.device, offload=prepared.request.offload)
+    for job in left:
+        try:
+            write(output, job, make_one(models, prepared, job, texts, each=each), fps=prepared.fps)
+        except Exception as error:  # out of memory, a full disk: the others may still be made
+            yield Made(job.name, job.prompt, job.seed, "failed", _why(error))
+        else:
+            yield Made(job.name, job.prompt, job.seed, "made")
+
+
+def _is_there(output: Path, job: Job) -> bool:
+    return all((output / f"{job.name}{suffix}").is_file() for suffix in (".mp4", ".jpg", ".json"))
+
+
+def _texts(prepared: Prepared, prompts: Sequence[str]) -> dict[str, Tensor]:
+    request, texts = prepared.request, dict(prepared.texts)
+    if request.save_embeddings is not None:
+        prompts = [job.prompt for job in prepared.jobs]
+    wanted = [*prompts, *([] if request.negative is None else [request.negative])]
+    if absent := [text for text in wanted if text not in texts]:
+        assert prepared.places.text is not None  # ``prepare`` has seen to it
+        texts |= embeddings.embed(
+            prepared.places.text, absent, config=prepared.places.config, dtype=prepared.dtype, device=prepared.device
+        )
+    if request.save_embeddings is not None:
+        embeddings.save(request.save_embeddings, texts)
+    return texts
+
+
+def make_one(
+    models: Models,
+    prepared: Prepared,
+    job: Job,
+    texts: dict[str, Tensor],
+    *,
+    each: Callable[[Job, int], None] | None = None,
+) -> Tensor:
+    """The video (3, T, H, W) of a job in -1..1."""
+    request, count = prepared.request, 0
+
+    def tell(_index: int, _latents: Tensor) -> None:
+        nonlocal count
+        count += 1
+        if each is not None:
+            each(job, count)
+
+    image, head, tail = prepared.given.tensors()
+    video = make(
+        models,
+        texts[job.prompt][None],
+        windows=prepared.windows,
+        shape=prepared.shape,
+        seeds=[job.seed],
+        settings=request.settings,
+        negative=None if request.negative is None else texts[request.negative][None],
+        image=image,
+        head=head,
+        tail=tail,
+        each=tell,
+    )
+    if not bool(video.isfinite().all()):
+        raise ValueError(f"the result holds values that are no numbers; --dtype bf16 or fp32 may help ({job.name})")
+    return video[0]
+
+
+def write(output: Path, job: Job, video: Tensor, *, fps: float) -> None:
+    """Write the files of a sample from its video (3, T, H, W) in -1..1."""
+    frames = to_frames(video)
+    write_video(output / f"{job.name}.mp4", frames, fps=fps)
+    with weights.aside(output / f"{job.name}.jpg") as file:
+        other = file.with_suffix(".jpg")
+        write_picture(other, contact_sheet([frames]))
+        other.replace(file)
+    about = {**job.about, "num_frames": len(frames), "versions": versions()}
+    with weights.aside(output / f"{job.name}.json") as file:
+        file.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that decide what is made, those that are installed."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU's memory is full: --offload, --tiled, fewer --frames, or --dtype int8 need less"
+    return one_line(error)
