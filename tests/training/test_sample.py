@@ -276,6 +276,12 @@ def test_missing_parts_are_named(model: Path, tmp_path: Path) -> None:
         prepare(asked(model, image=picture(tmp_path / "a.png")))
 
 
+def test_weights_of_8_bits_stay_near(model: Path) -> None:
+    pytest.importorskip("torchao")
+    rough = first_video(prepare(asked(model, dtype="int8")))
+    assert float((rough - first_video(prepare(asked(model)))).abs().mean()) < 0.1
+
+
 def test_int8_needs_its_package(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 

@@ -48,15 +48,23 @@ def test_windows_take_over_what_they_overlap_and_reach_the_length() -> None:
     assert plan(30, frames=49) == [Window(33, kept=30)]  # 4k+1 are made, and no more than are asked for are kept
     assert plan(100, frames=49, overlap=13, have=40) == [Window(49, head=13, kept=36), Window(37, head=13, kept=24)]
     assert plan(61, frames=49, overlap=13) == [Window(49, kept=49), Window(25, head=13, kept=12)]
-    assert plan(49, frames=49)[0].new == 49
+    assert plan(None, frames=49, have=20, overlap=13) == [Window(49, head=13, kept=36)]
+    assert plan(100, frames=49, have=1) == [
+        Window(49, head=1, kept=48),
+        Window(49, head=13, kept=36),
+        Window(29, 13, 0, 15),
+    ]
+    assert plan(None, frames=49, loop=True) == [Window(49, kept=49), Window(49, head=13, tail=12)]
 
 
-@pytest.mark.parametrize("have", [0, 14])
+@pytest.mark.parametrize("have", [0, 1, 3, 14])
 @pytest.mark.parametrize("loop", [False, True])
 @pytest.mark.parametrize("overlap", [1, 5])
 def test_plans_make_what_is_asked_for(have: int, loop: bool, overlap: int) -> None:
     for length in range(have + 9, have + 60):
         if loop and (length - (have or 1)) % 4:
+            with pytest.raises(UsageError, match="a loop can have"):
+                plan(length, frames=17, overlap=overlap, have=have, loop=loop)
             continue
         windows = plan(length, frames=17, overlap=overlap, have=have, loop=loop)
         assert have + sum(window.new for window in windows) == length
@@ -66,6 +74,7 @@ def test_plans_make_what_is_asked_for(have: int, loop: bool, overlap: int) -> No
             assert window.frames <= 17
             assert window.new > 0
             assert window.head <= grown
+            assert window.tail <= grown
             grown += window.new
         assert [window.tail for window in windows if window.tail] == ([4] if loop else [])
         assert not loop or windows[-1].tail
@@ -76,10 +85,9 @@ def test_plans_make_what_is_asked_for(have: int, loop: bool, overlap: int) -> No
     [
         ({"overlap": 4}, "--overlap 4: 4k\\+1 below"),
         ({"overlap": 17}, "--overlap 17"),
-        ({"have": 3, "overlap": 5}, "has only 3 frames"),
         ({"have": 40}, "has 40 frames already"),
         ({"loop": True, "overlap": 13}, "no room"),
-        ({"loop": True, "length": 31}, "can have 33 frames"),
+        ({"loop": True, "length": 32}, "can have 33 frames"),
     ],
 )
 def test_windows_that_cannot_be_are_refused(changes: dict[str, Any], says: str) -> None:
@@ -202,6 +210,8 @@ def test_the_command_continues_a_video_with_its_very_frames(model: Path, tmp_pat
     out = to_frames(first_video(prepared))
     assert len(out) == 16
     assert np.array_equal(out[:12], frames)
+    with pytest.raises(UsageError, match=r"given\.mp4 has only 12 frames"):
+        prepare(asked(model, extend=file, overlap=13, frames=17))
     made = list(run(prepared, tmp_path / "out"))
     with Video(tmp_path / "out" / f"{made[0].name}.mp4") as written:
         assert len(list(written.frames())) == 16

@@ -42,7 +42,11 @@ def embed(
         )
     encoder.encoder.to(device)
     # One at a time: a text's embedding does not depend on its company, not even in the last bit.
-    return {text: encoder([text])[0].cpu() for text in dict.fromkeys(texts)}
+    found = {text: encoder([text])[0].cpu() for text in dict.fromkeys(texts)}
+    encoder.encoder.to("cpu")
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # for the models that come next
+    return found
 
 
 def save(file: Path, texts: Mapping[str, Tensor]) -> None:

@@ -61,12 +61,15 @@ def default_overlap(frames: int) -> int:
     return 4 * ((frames - 1) // 16) + 1
 
 
-def plan(length: int, *, frames: int, overlap: int | None = None, have: int = 0, loop: bool = False) -> list[Window]:
+def plan(
+    length: int | None, *, frames: int, overlap: int | None = None, have: int = 0, loop: bool = False
+) -> list[Window]:
     """The windows that make a video of ``length`` frames from the ``have`` first ones.
 
     Args:
+        length: None is one window more than there is, and one more for a loop.
         frames: of the largest window, 4k+1.
-        overlap: frames that a window takes over from those before it, 4k+1.
+        overlap: frames that a window takes over from those before it, 4k+1; fewer where there are fewer.
         loop: the last window leads back to the first frames: after the last frame the first may be shown.
 
     Raises:
@@ -75,40 +78,49 @@ def plan(length: int, *, frames: int, overlap: int | None = None, have: int = 0,
     overlap = default_overlap(frames) if overlap is None else overlap
     if overlap < 1 or overlap % 4 != 1 or overlap >= frames:
         raise UsageError(f"--overlap {overlap}: 4k+1 below the window of {frames} frames is meant, such as 1, 5 or 9")
-    if 0 < have < overlap:
-        raise UsageError(f"--overlap {overlap}: the video has only {have} frames; give a smaller one")
+    tail = max(4, overlap - 1) if loop else 0
+    room = frames - overlap - tail  # for what closes the loop
+    if loop and room < 4:
+        raise UsageError(
+            f"--loop: windows of {frames} frames with {overlap} and {tail} of them given at the ends have no room for "
+            "4 new ones; give a smaller --overlap, or more --frames"
+        )
+    # The loop closes in a whole window, upon as many frames as it leads to.
+    least = _next(max(have, tail + 1), have or 1) if loop else have
+    if length is None:
+        length = _longest(frames, overlap, have) if not loop else (least if have else frames) + room
     if length <= have:
         raise UsageError(f"--length {length}: the video has {have} frames already; it is the length of all")
-    tail = max(4, overlap - 1) if loop else 0
-    room = frames - overlap - tail
-    if loop:
-        if room < 4:
-            raise UsageError(
-                f"--loop: windows of {frames} frames with {overlap} and {tail} of them given at the ends have no room "
-                "for 4 new ones; give a smaller --overlap, or more --frames"
-            )
-        start, least = have or 1, (have or _up(tail)) + 4
-        if length < least or (length - start) % 4:
-            near = max(least, start + round((length - start) / 4) * 4)
-            raise UsageError(f"--length {length}: a loop can have {near} frames, as windows are 4k+1")
-        if have and have < tail:
-            raise UsageError(f"--loop: its end leads to its first {tail} frames, and the video has only {have}")
-    first = have or min(frames, length - 4 if loop else _up(length))
+    if loop and (length < least + 4 or (length - least) % 4):
+        near = max(least + 4, least + round((length - least) / 4) * 4)
+        raise UsageError(f"--length {length}: a loop can have {near} frames, as windows are 4k+1")
+    first = have or min(frames, length - 4 if loop else _next(length, 1))
+    last = min(room, length - (least if have else first)) if loop else 0
     windows = [] if have else [Window(first, kept=min(first, length))]
-    last = min(room, length - first) if loop else 0
-    left = length - first - last
-    while left > 0:
-        new = min(frames - overlap, left)
-        windows.append(Window(overlap + _up(new, 0), head=overlap, kept=new))
-        left -= new
+    grown = min(first, length)
+    while grown < length - last:
+        head = _taken(overlap, grown)
+        new = min(frames - head, length - last - grown)
+        windows.append(Window(head + _next(new, 0), head=head, kept=new))
+        grown += new
     if loop:
-        windows.append(Window(overlap + last + tail, head=overlap, tail=tail))
+        head = _taken(overlap, grown)
+        windows.append(Window(head + last + tail, head=head, tail=tail))
     return windows
 
 
-def _up(frames: int, one: int = 1) -> int:
-    """The next number that is 4k + ``one``."""
-    return frames + (one - frames) % 4
+def _longest(frames: int, overlap: int, have: int) -> int:
+    return have + frames - _taken(overlap, have) if have else frames
+
+
+def _taken(overlap: int, grown: int) -> int:
+    """How many of ``grown`` frames a window takes over: 4k+1, ``overlap`` at most."""
+    return min(overlap, (grown - 1) // 4 * 4 + 1)
+
+
+def _next(frames: int, start: int) -> int:
+    """The smallest number from ``frames`` on that is ``start`` and a multiple of 4."""
+    return frames + (start - frames) % 4
 
 
 @torch.no_grad()

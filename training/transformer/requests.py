@@ -26,7 +26,7 @@ from training.pictures import contact_sheet, to_frames, write_picture, write_vid
 from training.transformer import embeddings, weights
 from training.transformer.conditions import Given, read_given
 from training.transformer.config import TransformerConfig
-from training.transformer.extend import Shape, Window, check_window, default_overlap, make, plan
+from training.transformer.extend import Shape, Window, check_window, make, plan
 from training.transformer.pipeline import Models, Places, Sources, choose, find, load
 from training.transformer.sampling import Sampling
 from training.transformer.solvers import guidance, solver
@@ -219,17 +219,9 @@ def _windows(request: Request, frames: int, given: Given) -> tuple[Window, ...]:
             raise UsageError(f"--frames {frames}: {5 + head * 4} are the fewest that leave room between pictures")
         return (Window(frames, head=head, tail=1),)
     have = 0 if given.before is None else len(given.before)
-    overlap = default_overlap(frames) if request.overlap is None else request.overlap
-    if request.first is not None:
-        overlap = 1 if request.overlap is None else overlap
-    if have and request.overlap is None:
-        overlap = min(overlap, (have - 1) // 4 * 4 + 1)
-    length = request.length
-    if length is None:
-        length = have + frames - overlap if have else frames
-        if request.loop:
-            length += -max(4, overlap - 1) if have else frames - overlap - max(4, overlap - 1)
-    return tuple(plan(length, frames=frames, overlap=overlap, have=have, loop=request.loop))
+    if request.extend is not None and request.overlap is not None and have < request.overlap:
+        raise UsageError(f"--overlap {request.overlap}: {request.extend} has only {have} frames; give a smaller one")
+    return tuple(plan(request.length, frames=frames, overlap=request.overlap, have=have, loop=request.loop))
 
 
 def _jobs(prepared: Prepared, prompts: Sequence[str]) -> Iterator[Job]:
@@ -356,10 +348,7 @@ def write(output: Path, job: Job, video: Tensor, *, fps: float) -> None:
     """Write the files of a sample from its video (3, T, H, W) in -1..1."""
     frames = to_frames(video)
     write_video(output / f"{job.name}.mp4", frames, fps=fps)
-    with weights.aside(output / f"{job.name}.jpg") as file:
-        other = file.with_suffix(".jpg")
-        write_picture(other, contact_sheet([frames]))
-        other.replace(file)
+    write_picture(output / f"{job.name}.jpg", contact_sheet([frames]))
     about = {**job.about, "num_frames": len(frames), "versions": versions()}
     with weights.aside(output / f"{job.name}.json") as file:
         file.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
