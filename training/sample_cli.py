@@ -104,7 +104,7 @@ def sample(
     """Make videos from texts, pictures and videos. Run it again to continue; torchrun shares prompts among GPUs."""
     _need_packages()
     from curation.errors import UsageError
-    from training.transformer.pipeline import Sources
+    from training.transformer.models import Sources
     from training.transformer.requests import Request, prepare
     from training.transformer.sampling import Sampling
     from training.vae.config import Chunks, Tiles

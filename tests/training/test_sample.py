@@ -15,12 +15,13 @@ from typer.testing import CliRunner
 from curation.cli import app
 from curation.errors import UsageError
 from curation.video import Video
+from tests.training.test_convert import tiny_lora
 from tests.training.test_sampling import pipeline, tiny_t5, tiny_vae
 from tests.training.transformer_helpers import tiny
 from training.pictures import write_picture
-from training.transformer import sat
+from training.transformer import adapters, sat
 from training.transformer.diffusion import Diffusion
-from training.transformer.pipeline import Sources
+from training.transformer.models import Models, Sources
 from training.transformer.requests import Made, Prepared, Request, make_one, prepare, run
 from training.transformer.sampling import Sampling
 
@@ -51,7 +52,7 @@ def asked(model: Path, *prompts: str, **changes: Any) -> Request:
 
 
 def first_video(prepared: Prepared) -> torch.Tensor:
-    from training.transformer.pipeline import load
+    from training.transformer.models import load
     from training.transformer.requests import _texts
 
     models = load(prepared.places, dtype=prepared.dtype, device=prepared.device, offload=prepared.request.offload)
@@ -187,6 +188,38 @@ def test_sat_checkpoints_and_what_training_leaves_are_models_too(model: Path, tm
         prepare(asked(trained, sources=Sources(model=str(trained), vae=str(model), text_encoder=str(model))))
 
 
+def test_a_lora_is_added_with_its_scale(model: Path, tmp_path: Path) -> None:
+    lora = tiny_lora()
+    adapters.write_diffusers(tmp_path / "trained" / "weights" / "lora", lora)
+    whole = Models(tiny().eval(), tiny_vae(), Diffusion(snr_shift_scale=1.0), torch.device("cpu"))
+    adapters.add(whole.transformer, lora, scale=0.5)
+    sources = Sources(model=str(model), loras=((str(tmp_path / "trained"), 0.5),))
+    prepared = prepare(asked(model, sources=sources))
+    expected = make_one(whole, prepared, prepared.jobs[0], {"a red ball": tiny_t5()(["a red ball"])[0]})
+    assert torch.equal(first_video(prepared), expected)
+    assert not torch.equal(first_video(prepare(asked(model))), expected)
+    words = ("x", "--model", model, "--lora", f"{tmp_path / 'trained'}:0.5", "--steps", 1)
+    done = cutroom(*words, "--output", tmp_path / "o")
+    assert done.exit_code == 0, done.output
+    about = json.loads(next((tmp_path / "o").glob("*.json")).read_text())
+    assert about["models"]["loras"][0][1] == 0.5
+
+
+def test_models_of_the_hub_are_fetched_or_the_reason_is_said(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda source, allow_patterns: str(model))
+    name = prepare(asked(model)).jobs[0].name
+    assert prepare(asked(model, sources=Sources(model="someone/something"))).jobs[0].name == name
+
+    def away(source: str, allow_patterns: list[str]) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", away)
+    with pytest.raises(UsageError, match=r"cannot be had from the Hugging Face hub .*no network"):
+        prepare(asked(model, sources=Sources(model="someone/something")))
+
+
 def test_image_to_video_reads_its_picture_upright_at_the_size(i2v: Path, tmp_path: Path) -> None:
     exact = picture(tmp_path / "exact.png")
     large = picture(tmp_path / "large.png", height=128, width=192)
@@ -272,6 +305,9 @@ def test_missing_parts_are_named(model: Path, tmp_path: Path) -> None:
         prepare(asked(copy))
     with pytest.raises(UsageError, match=r"there is no .*nowhere"):
         prepare(asked(tmp_path / "nowhere"))
+    adapters.write_diffusers(tmp_path / "lora", tiny_lora())
+    with pytest.raises(UsageError, match="holds a LoRA: name its base as --model"):
+        prepare(asked(tmp_path / "lora"))
     with pytest.raises(UsageError, match="reads no picture"):
         prepare(asked(model, image=picture(tmp_path / "a.png")))
 

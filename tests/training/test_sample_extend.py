@@ -17,10 +17,10 @@ from tests.training.test_sampling import tiny_vae
 from tests.training.transformer_helpers import apart, noise, tiny
 from tests.training.vae_helpers import video
 from training.pictures import to_frames, write_video
-from training.transformer.conditions import fit, read_picture, read_video
 from training.transformer.diffusion import Diffusion
 from training.transformer.extend import Shape, Window, conditions, make, plan
-from training.transformer.pipeline import Models
+from training.transformer.given import fit, read_picture, read_video
+from training.transformer.models import Models
 from training.transformer.requests import prepare, run
 from training.transformer.sampling import sample, scaled
 
@@ -49,12 +49,9 @@ def test_windows_take_over_what_they_overlap_and_reach_the_length() -> None:
     assert plan(100, frames=49, overlap=13, have=40) == [Window(49, head=13, kept=36), Window(37, head=13, kept=24)]
     assert plan(61, frames=49, overlap=13) == [Window(49, kept=49), Window(25, head=13, kept=12)]
     assert plan(None, frames=49, have=20, overlap=13) == [Window(49, head=13, kept=36)]
-    assert plan(100, frames=49, have=1) == [
-        Window(49, head=1, kept=48),
-        Window(49, head=13, kept=36),
-        Window(29, 13, 0, 15),
-    ]
-    assert plan(None, frames=49, loop=True) == [Window(49, kept=49), Window(49, head=13, tail=12)]
+    from_picture = [Window(49, head=1, kept=48), Window(49, head=9, kept=40), Window(21, head=9, kept=11)]
+    assert plan(100, frames=49, have=1) == from_picture
+    assert plan(None, frames=49, loop=True) == [Window(49, kept=49), Window(49, head=9, tail=8)]
 
 
 @pytest.mark.parametrize("have", [0, 1, 3, 14])

@@ -114,11 +114,11 @@ def read(source: str | Path, *, alpha: float | None = None) -> Lora:
 
 
 def find(source: str | Path) -> Path:
-    """The file of a LoRA: ``source``, or one in it (or in its subfolder ``weights``, as training leaves it)."""
+    """The file of a LoRA: ``source``, or one in it (or in its ``weights/lora``, where training leaves it)."""
     place = Path(source).expanduser()
     if place.is_file():
         return place
-    for folder in (place, place / "weights"):
+    for folder in (place, place / "lora", place / "weights" / "lora"):
         for name in (DIFFUSERS, PEFT):
             if (folder / name).is_file():
                 return folder / name

@@ -24,7 +24,7 @@ from training.transformer.config import TransformerConfig
 from training.transformer.diffusion import FILE as SCHEDULER
 from training.transformer.diffusion import Diffusion
 from training.transformer.model import PART, Transformer
-from training.transformer.pipeline import find_sat, load_transformer, sat_config, sat_diffusion, sat_vae_config
+from training.transformer.models import find_sat, load_transformer, sat_config, sat_diffusion, sat_vae_config
 from training.vae import weights as vae_weights
 from training.vae.config import VAEConfig
 from training.vae.model import VAE

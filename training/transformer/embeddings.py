@@ -19,7 +19,7 @@ from torch import Tensor
 from curation.errors import UsageError, nearest
 from training.transformer import weights
 from training.transformer.config import TransformerConfig
-from training.transformer.pipeline import DTYPES
+from training.transformer.models import DTYPES
 from training.transformer.text import TextEncoder
 
 _TEXTS = "texts"

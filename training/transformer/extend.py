@@ -20,7 +20,7 @@ from torch import Tensor
 from curation.errors import UsageError
 from training.transformer.config import TransformerConfig
 from training.transformer.model import Transformer
-from training.transformer.pipeline import Models
+from training.transformer.models import Models
 from training.transformer.sampling import Draws, Sampling, check_size, decode, denoise, image_latents, scaled
 from training.vae.config import Chunks, Tiles, VAEConfig
 from training.vae.model import VAE
@@ -57,8 +57,9 @@ class Shape:
 
 
 def default_overlap(frames: int) -> int:
-    """A quarter of the window, 4k+1: as much as the training's masks leave clean at most besides single frames."""
-    return 4 * ((frames - 1) // 16) + 1
+    """The frames of a quarter of a window's latents: as many as training's masks of quarters leave clean."""
+    latents = max(1, ((frames - 1) // 4 + 1) // 4)
+    return 4 * (latents - 1) + 1
 
 
 def plan(

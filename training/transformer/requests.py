@@ -24,10 +24,10 @@ from curation.errors import UsageError, one_line
 from training.distributed import num_processes
 from training.pictures import contact_sheet, to_frames, write_picture, write_video
 from training.transformer import embeddings, weights
-from training.transformer.conditions import Given, read_given
 from training.transformer.config import TransformerConfig
 from training.transformer.extend import Shape, Window, check_window, make, plan
-from training.transformer.pipeline import Models, Places, Sources, choose, find, load
+from training.transformer.given import Given, read_given
+from training.transformer.models import Models, Places, Sources, choose, find, load
 from training.transformer.sampling import Sampling
 from training.transformer.solvers import guidance, solver
 from training.vae.config import Chunks, Tiles
@@ -50,7 +50,7 @@ class Request:
         first, last: pictures that the video begins and ends with (given as clean frames).
         extend: a video to continue, and ``overlap``: how many of its last frames a window reads.
         loop: the video's end leads back to its start.
-        dtype: see ``pipeline.DTYPES``; None is bf16 on a GPU and fp32 elsewhere.
+        dtype: see ``models.DTYPES``; None is bf16 on a GPU and fp32 elsewhere.
         offload: transformer and VAE are on the device one after the other (the text encoder always is gone by then).
         embeddings: a file of ``save_embeddings``, instead of a text encoder.
     """

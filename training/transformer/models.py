@@ -148,8 +148,10 @@ def _fetch(source: str, part: str | None) -> Path:
 
     parts = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler") if part is None else (part,)
     names = ("*.json", "*.safetensors", "*.model")
-    try:
-        return Path(snapshot_download(source, allow_patterns=[f"{each}/{name}" for each in parts for name in names]))
+    patterns = [f"{each}/{name}" for each in parts for name in names]
+    alone = [weights.CONFIG, weights.INDEX, f"{weights.WEIGHTS.removesuffix('.safetensors')}*.safetensors"]
+    try:  # a repository of one model has it at the top
+        return Path(snapshot_download(source, allow_patterns=[*patterns, *alone]))
     except Exception as error:  # offline, no such repository, not allowed
         raise UsageError(
             f"{source} is no folder here and cannot be had from the Hugging Face hub ({one_line(error)}): "
@@ -178,6 +180,8 @@ def sat_config(file: Path, names: Mapping[str, torch.Tensor]) -> TransformerConf
 def _transformer(root: Path) -> tuple[Path, TransformerConfig]:
     if (file := find_sat(root)) is not None:
         return file, sat_config(file, sat.read(file))
+    if (root / adapters.DIFFUSERS).is_file() or (root / adapters.PEFT).is_file():
+        raise UsageError(f"{root} holds a LoRA: name its base as --model, and this as --lora")
     folder = weights.find(root, part=PART)
     config = weights.read_config(folder, TransformerConfig.from_mapping, part=PART)
     if not any(folder.glob("*.safetensors")):
