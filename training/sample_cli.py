@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:  # the rest of the command line must not wait for what these import
-    from training.transformer.requests import Made, Prepared
+    from training.transformer.produce import Made
+    from training.transformer.requests import Prepared
 
 _PACKAGES = ("torch", "safetensors", "transformers")
 
@@ -224,7 +225,7 @@ def _run(prepared: Prepared, output: Path, *, quiet: bool) -> list[Made]:
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from training.transformer.requests import run
+    from training.transformer.produce import run
 
     console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -21,8 +21,9 @@ from tests.training.transformer_helpers import tiny
 from training.pictures import write_picture
 from training.transformer import adapters, sat
 from training.transformer.diffusion import Diffusion
-from training.transformer.models import Models, Sources
-from training.transformer.requests import Made, Prepared, Request, make_one, prepare, run
+from training.transformer.models import Models, Sources, load
+from training.transformer.produce import Made, embedded, make_one, run
+from training.transformer.requests import Prepared, Request, prepare
 from training.transformer.sampling import Sampling
 
 FAST = Sampling(steps=3)
@@ -52,11 +53,8 @@ def asked(model: Path, *prompts: str, **changes: Any) -> Request:
 
 
 def first_video(prepared: Prepared) -> torch.Tensor:
-    from training.transformer.models import load
-    from training.transformer.requests import _texts
-
     models = load(prepared.places, dtype=prepared.dtype, device=prepared.device, offload=prepared.request.offload)
-    return make_one(models, prepared, prepared.jobs[0], _texts(prepared, [prepared.jobs[0].prompt]))
+    return make_one(models, prepared, prepared.jobs[0], embedded(prepared, [prepared.jobs[0].prompt]))
 
 
 def picture(file: Path, *, height: int = 64, width: int = 96, value: int = 90) -> Path:
@@ -241,14 +239,14 @@ def test_each_process_takes_its_share(model: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_one_that_fails_costs_itself_only(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from training.transformer import requests
+    from training.transformer import produce
 
     def failing(models: Any, prepared: Any, job: Any, texts: Any, *, each: Any = None) -> torch.Tensor:
         if job.prompt == "red":
             raise RuntimeError("no more of it")
         return make_one(models, prepared, job, texts, each=each)
 
-    monkeypatch.setattr(requests, "make_one", failing)
+    monkeypatch.setattr(produce, "make_one", failing)
     done = cutroom("red", "blue", "--model", model, "--output", tmp_path, "--steps", 2, "--json")
     assert done.exit_code == 1
     made = [Made(**one) for one in json.loads(done.stdout)["samples"]]

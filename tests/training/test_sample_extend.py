@@ -21,7 +21,8 @@ from training.transformer.diffusion import Diffusion
 from training.transformer.extend import Shape, Window, conditions, make, plan
 from training.transformer.given import fit, read_picture, read_video
 from training.transformer.models import Models
-from training.transformer.requests import prepare, run
+from training.transformer.produce import run
+from training.transformer.requests import prepare
 from training.transformer.sampling import sample, scaled
 
 SHAPE = Shape(height=64, width=64)
