@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -180,7 +180,8 @@ def convert(
         return
     typer.echo(f"Written: {done}")
     option = {"transformer": "--model", "vae": "--vae", "lora": "--lora"}[kind]
-    typer.echo(f"Next: cutroom sample PROMPT {'' if kind == 'transformer' else '--model MODEL '}{option} {target}")
+    named = done if kind == "vae" else target
+    typer.echo(f"Next: cutroom sample PROMPT {'' if kind == 'transformer' else '--model MODEL '}{option} {named}")
 
 
 def _need_packages() -> None:
@@ -221,6 +222,8 @@ def _lora(given: str) -> tuple[str, float]:
 
 def _run(prepared: Prepared, output: Path, *, quiet: bool) -> list[Made]:
     """Make the samples. A bar counts the passes of the transformer on a terminal; a line tells what became of each."""
+    import warnings
+
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -230,7 +233,20 @@ def _run(prepared: Prepared, output: Path, *, quiet: bool) -> list[Made]:
     console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     made: list[Made] = []
-    with Progress(*columns, console=console, disable=not console.is_terminal or quiet) as bar:
+
+    def warn(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        console.print(f"warning: {escape(str(message))}")
+
+    bar = Progress(*columns, console=console, disable=not console.is_terminal or quiet)
+    with warnings.catch_warnings(), bar:
+        warnings.showwarning = warn  # such as of prompts that are cut; the place in the code says nothing to a user
         task = bar.add_task("steps", total=prepared.steps * len(prepared.jobs))
         for one in run(prepared, output, each=lambda job, count: bar.update(task, advance=1)):
             made.append(one)

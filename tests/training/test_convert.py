@@ -20,9 +20,10 @@ from tests.training.test_sat import sat_weights
 from tests.training.transformer_helpers import TINY, apart, noise, their_positions, theirs, tiny
 from training.transformer import adapters, sat
 from training.transformer.config import SIZES
-from training.transformer.convert import REST, SAT_VAE, convert
+from training.transformer.convert import REST, convert
 from training.transformer.diffusion import Diffusion
 from training.transformer.model import Transformer
+from training.transformer.models import SAT_VAE, Sources, find, load_vae
 from training.vae.model import VAE
 
 ATTENTION = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
@@ -243,4 +244,11 @@ def test_the_command_converts_and_says_what_next(tmp_path: Path) -> None:
     words[2] = str(tmp_path / "other")
     said = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert Path(said["written"]).is_file()
-    assert CliRunner().invoke(app, [*words, "--vae", "--lora"]).exit_code != 0
+    assert isinstance(CliRunner().invoke(app, [*words, "--vae", "--lora"]).exception, UsageError)
+    tiny_vae().save_pretrained(tmp_path / "vae")
+    vae = CliRunner().invoke(app, ["convert", str(tmp_path / "vae"), str(tmp_path / "satvae"), "--to", "sat", "--vae"])
+    assert f"--model MODEL --vae {tmp_path / 'satvae' / SAT_VAE}" in vae.stdout
+    config = find(Sources(model=str(tmp_path / "ours"), vae=str(tmp_path / "satvae"), snr_shift=1.0), needs_text=False)
+    assert config.vae.name == SAT_VAE
+    one = load_vae(config.vae, config.vae_config, dtype=torch.float32).state_dict()
+    assert equal(one, tiny_vae().state_dict())

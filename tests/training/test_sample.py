@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +255,16 @@ def test_one_that_fails_costs_itself_only(model: Path, tmp_path: Path, monkeypat
     assert [one.status for one in made] == ["failed", "made"]
     assert made[0].error == "RuntimeError: no more of it"
     assert not list(tmp_path.glob("red*"))
+
+
+def test_prompts_that_are_cut_are_warned_of(model: Path, tmp_path: Path) -> None:
+    words = ["sample", "a red ball rolls left", "--model", model, "--output", tmp_path, "--steps", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "curation.cli", *map(str, words)], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert "warning: 1 of 1 texts have more than 5 tokens" in done.stderr
+    assert "UserWarning" not in done.stderr
 
 
 def test_the_command_says_what_it_made_and_what_to_do_next(model: Path, tmp_path: Path) -> None:

@@ -24,13 +24,12 @@ from training.transformer.config import TransformerConfig
 from training.transformer.diffusion import FILE as SCHEDULER
 from training.transformer.diffusion import Diffusion
 from training.transformer.model import PART, Transformer
-from training.transformer.models import find_sat, load_transformer, sat_config, sat_diffusion, sat_vae_config
+from training.transformer.models import SAT_VAE, find_sat, load_transformer, sat_config, sat_diffusion, sat_vae_config
 from training.vae import weights as vae_weights
 from training.vae.config import VAEConfig
 from training.vae.model import VAE
 
 REST = "sat_rest.safetensors"
-SAT_VAE = "3d-vae.pt"
 KINDS = ("transformer", "vae", "lora")
 
 

@@ -41,6 +41,7 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 """``int8`` is the transformer's linear layers with weights of 8 bits (by torchao); all else is bf16 then."""
 
+SAT_VAE = "3d-vae.pt"
 SAT_EPS = 1e-6  # of SAT's layer norms
 _SHIFT_HELP = "the shift of the signal-to-noise ratio (3 for 2b, 1 for 5b)"
 
@@ -191,7 +192,7 @@ def _transformer(root: Path) -> tuple[Path, TransformerConfig]:
 
 def _vae(root: Path, config: TransformerConfig) -> tuple[Path, VAEConfig]:
     """Folder, or file of SAT, and configuration of the VAE in ``root``."""
-    files = [root] if root.suffix == ".pt" else sorted(root.glob("vae/*.pt"))
+    files = [root] if root.suffix == ".pt" else [*sorted(root.glob("vae/*.pt")), *root.glob(SAT_VAE)]
     if files:
         return files[0], sat_vae_config(files[0], config)
     try:
