@@ -104,6 +104,8 @@ def sample(
 ) -> None:
     """Make videos from texts, pictures and videos. Run it again to continue; torchrun shares prompts among GPUs."""
     _need_packages()
+    from rich.console import Console
+
     from curation.errors import UsageError
     from training.transformer.models import Sources
     from training.transformer.requests import Request, prepare
@@ -144,7 +146,8 @@ def sample(
         embeddings=embeddings,
         save_embeddings=save_embeddings,
     )
-    prepared = prepare(request)
+    with Console(stderr=True, quiet=json).status("reading what the models are"):  # their digests take a minute for 5b
+        prepared = prepare(request)
     made = _run(prepared, output, quiet=json)
     _say(made, output, json=json)
     raise typer.Exit(1 if any(one.status == "failed" for one in made) else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -22,10 +23,12 @@ from tests.training.test_sampling import pipeline, tiny_t5, tiny_vae
 from tests.training.transformer_helpers import tiny
 from training.pictures import write_picture
 from training.transformer import adapters, sat
+from training.transformer.config import SIZES
 from training.transformer.diffusion import Diffusion
+from training.transformer.given import Given
 from training.transformer.models import Models, Sources, load
 from training.transformer.produce import Made, embedded, make_one, run
-from training.transformer.requests import Prepared, Request, prepare
+from training.transformer.requests import Prepared, Request, prepare, size_of
 from training.transformer.sampling import Sampling
 
 FAST = Sampling(steps=3)
@@ -226,6 +229,18 @@ def test_image_to_video_reads_its_picture_upright_at_the_size(i2v: Path, tmp_pat
     one, other = (first_video(prepare(asked(i2v, image=file))) for file in (exact, large))
     assert float((one - other).abs().max()) < 0.05
     assert not torch.equal(first_video(prepare(asked(i2v, image=picture(tmp_path / "c.png", value=10)))), one)
+
+
+def test_sizes_that_are_not_asked_for_are_those_of_the_training(model: Path) -> None:
+    places = prepare(asked(model)).places
+    request = Request(sources=Sources(model="x"))
+    for name, expected in {
+        "2b": (49, 480, 720, 8.0),
+        "5b": (49, 480, 720, 8.0),
+        "5b_v1_5": (81, 768, 1360, 16.0),
+        "5b_v1_5_i2v": (81, 768, 1360, 16.0),
+    }.items():
+        assert size_of(request, dataclasses.replace(places, config=SIZES[name]), Given()) == expected
 
 
 def test_each_process_takes_its_share(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,7 +129,7 @@ def prepare(request: Request) -> Prepared:
         negative = [] if request.negative is None else [request.negative]
         embeddings.check(request.embeddings, texts, [*prompts, *negative], config=config)
     given = read_given(request.image, request.first, request.last, request.extend)
-    frames, height, width, fps = size_of(request, config, given)
+    frames, height, width, fps = size_of(request, places, given)
     check_window(config, places.vae_config, frames=frames, height=height, width=width)
     _check_image(request, config)
     windows = _windows(request, frames, given)
@@ -187,9 +187,10 @@ def _check_image(request: Request, config: TransformerConfig) -> None:
         )
 
 
-def size_of(request: Request, config: TransformerConfig, given: Given) -> tuple[int, int, int, float]:
+def size_of(request: Request, places: Places, given: Given) -> tuple[int, int, int, float]:
     """Frames of a window, height, width and frames per second: as asked, as given, or as the model was trained."""
-    height, width = config.sample_height * 8, config.sample_width * 8
+    config, ratio = places.config, places.vae_config.space_ratio
+    height, width = config.sample_height * ratio, config.sample_width * ratio
     if config.patch_size_t is not None and config.ofs_embed_dim:
         height, width = 768, 1360  # 1.5 image-to-video states the largest size that its positions reach, not this
     if given.before is not None:
