@@ -14,8 +14,8 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt
 
-from captioning.chat import frame_rate
 from captioning.mp4 import mp4
+from captioning.pictures import frame_rate
 from captioning.plain import USUAL_CONTROLS, plain
 from captioning.requests import Reply, Request, Sampling
 from curation.errors import NotNowError, UsageError, nearest, one_line
