@@ -10,8 +10,8 @@ round by round (a ratio of 0.5 is half as many clips a second, or half the CPU t
 
 ``webdataset_pyav`` decodes from the clip's start and scales with OpenCV; ``webdataset_pyav_seek`` seeks to the span and
 lets FFmpeg scale; ``webdataset_decord`` reads the span and scales it with OpenCV; so does ``webdataset_torchcodec``,
-which is there where it can be imported. All have one decoder thread a worker: more threads than cores help nobody who
-is alone on a machine, and take time from the others where not.
+which is there where it can be imported. All decode and scale on one thread a worker: more threads than cores help
+nobody who is alone on a machine, and take time from the others where not.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def pyav(frames: int, crop: tuple[int, int]) -> Decode:
             taken = []
             for i, frame in enumerate(container.decode(stream)):
                 if i >= start:
-                    picture = frame.to_ndarray(format="rgb24")
+                    picture = frame.reformat(format="rgb24", threads=1).to_ndarray()
                     taken.append(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
                 if len(taken) == frames:
                     return np.stack(taken)
@@ -158,7 +158,8 @@ def pyav_seek(frames: int, crop: tuple[int, int]) -> Decode:
             taken = []
             for frame in container.decode(stream):
                 if frame.pts is not None and frame.pts >= first:
-                    taken.append(frame.reformat(width, height, "rgb24", interpolation="BICUBIC").to_ndarray())
+                    small = frame.reformat(width, height, "rgb24", interpolation="BICUBIC", threads=1)
+                    taken.append(small.to_ndarray())
                 if len(taken) == frames:
                     return np.stack(taken)
         raise ValueError("too short")

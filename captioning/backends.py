@@ -1,4 +1,4 @@
-"""Which backend answers for a model: an endpoint, a function of one's own, or transformers in this process."""
+"""Which backend answers for a model: an endpoint, a function of one's own, or transformers or vLLM in this process."""
 
 from __future__ import annotations
 
@@ -6,20 +6,36 @@ from collections.abc import Callable, Iterator, Sequence
 
 from captioning.endpoint import Endpoint, EndpointBackend
 from captioning.requests import Backend, Reply, Request, Sampling
+from captioning.vllm import Vllm, VllmBackend
 from curation.dotted import load_object
 from curation.errors import UsageError, one_line
 
+LOCAL_BATCH_SIZE = 8
 
-def check_backend(model: str, *, endpoint: Endpoint | None, video: bool = False, pictures: bool = False) -> None:
+
+def check_backend(
+    model: str,
+    *,
+    endpoint: Endpoint | None,
+    vllm: Vllm | None = None,
+    gpus: float = 0.0,
+    video: bool = False,
+    pictures: bool = False,
+) -> None:
     """Make sure, before any work and without loading anything large, that a model can be asked.
 
     Args:
-        model, endpoint: as of ``Captioner``.
+        model, endpoint, vllm, gpus: as of ``Captioner``.
         video: it must take videos; pictures: it must see.
 
     Raises:
         UsageError: it cannot. The message says why.
     """
+    if vllm and (endpoint or is_callable(model)):
+        asked = "a server" if endpoint else "a function"
+        raise UsageError(
+            f"vllm: is for a model that workers load, and {model!r} is asked through {asked}; leave one out"
+        )
     if endpoint:
         endpoint.check(model)
     elif is_callable(model):
@@ -27,6 +43,8 @@ def check_backend(model: str, *, endpoint: Endpoint | None, video: bool = False,
     else:
         from captioning.local import check
 
+        if vllm:
+            vllm.check(gpus)
         check(model, video=video, pictures=pictures)
 
 
@@ -34,8 +52,9 @@ def open_backend(
     model: str,
     *,
     endpoint: Endpoint | None = None,
-    gpu: bool = False,
-    batch_size: int = 8,
+    vllm: Vllm | None = None,
+    gpus: float = 0.0,
+    batch_size: int | None = None,
     sampling: Sampling | None = None,
     threads: int = 1,
 ) -> Backend:
@@ -49,9 +68,13 @@ def open_backend(
         return EndpointBackend(endpoint, model, sampling)
     if is_callable(model):
         return CallableBackend(find_callable(model))
+    if vllm:
+        return VllmBackend(model, vllm, gpus=gpus, sampling=sampling, batch_size=batch_size)
     from captioning.local import LocalBackend
 
-    return LocalBackend(model, gpu=gpu, batch_size=batch_size, sampling=sampling, threads=threads)
+    return LocalBackend(
+        model, gpu=gpus > 0, batch_size=batch_size or LOCAL_BATCH_SIZE, sampling=sampling, threads=threads
+    )
 
 
 class CallableBackend:

@@ -18,6 +18,7 @@ from captioning.endpoint import Endpoint
 from captioning.journal import Journal
 from captioning.prompts import Prompt, load_prompt
 from captioning.requests import Reply, Request, Sampling
+from captioning.vllm import EngineNeeds, Vllm
 from curation.errors import StageError
 from curation.model_files import identity, is_path, located
 from curation.stage import Needs, SomeFailedError, Stage, operational
@@ -34,11 +35,14 @@ class Captioner(Stage):
             ``my_module:my_function``, which gets a ``captioning.requests.Request`` and returns the text.
         prompt: the name of a prompt that comes with Cutroom, or a .txt file.
         endpoint: where the model is served; null loads it in the workers.
+        vllm: workers run the model with vLLM, which answers many questions at once on a GPU; ``{}`` takes its defaults,
+            null is transformers. Both are asked the same, and what one has captioned the other does not do again.
         max_tokens: an answer is cut off there, and counts as ``cut_off``.
         temperature: 0 takes the likeliest words.
         seed: of what is drawn at a higher temperature.
         gpus: GPUs, or the share of one, for each worker that loads the model, which is in bfloat16 then. 0 is the CPU.
-        batch_size: questions at a time, also of different clips.
+            vLLM divides a model among 2 or more.
+        batch_size: questions at a time, also of different clips; by default 8, and 128 with vllm.
         deterministic: question by question and with deterministic kernels only, so that a clip's caption does not
             depend on what shares its batch. Slow on a GPU.
         threads: what a model on a CPU may use.
@@ -47,11 +51,12 @@ class Captioner(Stage):
     model: str
     prompt: str
     endpoint: Endpoint | None = operational(None)
+    vllm: Vllm | None = operational(None)
     max_tokens: Annotated[int, Ge(1)] = 256
     temperature: Annotated[float, Ge(0)] = 0.0
     seed: int = 0
     gpus: Annotated[float, Ge(0)] = operational(0.0)
-    batch_size: Annotated[int, Ge(1)] = operational(8)
+    batch_size: Annotated[int, Ge(1)] | None = operational(None)
     deterministic: bool = operational(False)
     threads: Annotated[int, Ge(1)] = operational(1)
 
@@ -68,7 +73,11 @@ class Captioner(Stage):
 
     @property
     def needs(self) -> Needs:  # type: ignore[override]  # depends on the arguments
-        return Needs(cpus=0.5, max_workers=1) if self.endpoint else Needs(gpus=self.gpus)
+        if self.endpoint:
+            return Needs(cpus=0.5, max_workers=1)
+        if self.vllm:
+            return EngineNeeds(gpus=self.gpus, engine=repr((self.model, self.vllm, self.deterministic)))
+        return Needs(gpus=self.gpus)
 
     @functools.cached_property
     def filled(self) -> Prompt:
@@ -80,11 +89,20 @@ class Captioner(Stage):
         sent: dict[str, Any] = {"body": self.endpoint.body} if self.endpoint and self.endpoint.body else {}
         if self.endpoint and self.asks_for_video:
             sent["sent_as"] = "mp4"  # once these were single pictures
+        if self.vllm and self.vllm.max_model_len is not None:
+            sent["max_model_len"] = self.vllm.max_model_len  # what was refused as too long is to be asked again
         return {**super().settings(), "model": model, "prompt": self.filled.mark, **sent}
 
     def check(self) -> None:
         _ = self.filled
-        check_backend(self.model, endpoint=self.endpoint, video=self.asks_for_video, pictures="frames" in self.reads)
+        check_backend(
+            self.model,
+            endpoint=self.endpoint,
+            vllm=self.vllm,
+            gpus=self.gpus,
+            video=self.asks_for_video,
+            pictures="frames" in self.reads,
+        )
 
     @property
     def asks_for_video(self) -> bool:
@@ -98,7 +116,8 @@ class Captioner(Stage):
         self._backend = open_backend(
             self.model,
             endpoint=self.endpoint,
-            gpu=self.gpus > 0,
+            vllm=self.vllm,
+            gpus=self.gpus,
             batch_size=self.batch_size,
             sampling=Sampling(temperature=self.temperature, seed=self.seed, deterministic=self.deterministic),
             threads=self.threads,

@@ -8,12 +8,12 @@ Suffixes in this file: B requests, L tokens.
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from captioning.pictures import decode, metadata_of
 from captioning.plain import control_tokens, plain
 from captioning.requests import Reply, Request
 from curation.errors import UsageError
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from transformers import BatchFeature
 
 IGNORED = -100  # label of tokens that are not learnt; PyTorch's cross entropy leaves them out
-_FASTEST_FPS = 4.0  # see frame_rate
-_UNKNOWN_FPS = 2.0
+_SEES, _READS = "image-text-to-text", "text"  # kinds of models
 
 
 def load(source: str, *, device: str, dtype: str) -> tuple[Any, Any]:
@@ -47,39 +46,48 @@ def load(source: str, *, device: str, dtype: str) -> tuple[Any, Any]:
     import torch
 
     mend()
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoModelForImageTextToText,
-        AutoProcessor,
-        AutoTokenizer,
-        GenerationConfig,
-    )
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
 
-    kind = kind_of(source)
-    source = located(source)
-    classes: dict[str, tuple[Any, Any]] = {
-        "image-text-to-text": (AutoModelForImageTextToText, AutoProcessor),
-        "text": (AutoModelForCausalLM, AutoTokenizer),
-    }
-    opener, preparer = classes[kind]
+    opener: Any = AutoModelForImageTextToText if kind_of(source) == _SEES else AutoModelForCausalLM
     try:
         model = opener.from_pretrained(
-            source, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+            located(source), dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
         )
-        processor = preparer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MissingWeightsError(f"the model {source} cannot be opened: {why}") from error
-    tokenizer = tokenizer_of(processor)
-    if not tokenizer.chat_template and not getattr(processor, "chat_template", None):
-        raise UsageError(f"the model {source} has no chat template; use one that was tuned to answer (-Instruct, -it)")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        raise _not_opened(source, error) from error
+    processor = load_processor(source)
     # Settings that come with a model are for chatting: a penalty on words said before changes captions, here and in
     # every model that is made of this one.
     marks = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
     model.generation_config = GenerationConfig(**{name: getattr(model.generation_config, name) for name in marks})
     return model.to(device).eval(), processor
+
+
+def load_processor(source: str) -> Any:
+    """What prepares a model's input, without the model: its processor, or its tokenizer where it reads only text.
+
+    Raises:
+        UsageError: it is not there, or the model was never tuned to answer.
+    """
+    mend()
+    from transformers import AutoProcessor, AutoTokenizer
+
+    opener: Any = AutoProcessor if kind_of(source) == _SEES else AutoTokenizer
+    try:
+        processor = opener.from_pretrained(located(source), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _not_opened(source, error) from error
+    tokenizer = tokenizer_of(processor)
+    if not tokenizer.chat_template and not getattr(processor, "chat_template", None):
+        raise UsageError(f"the model {source} has no chat template; use one that was tuned to answer (-Instruct, -it)")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return processor
+
+
+def _not_opened(source: str, error: Exception) -> MissingWeightsError:
+    why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return MissingWeightsError(f"the model {source} cannot be opened: {why}")
 
 
 def kind_of(source: str) -> str:
@@ -96,9 +104,9 @@ def kind_of(source: str) -> str:
 
     config = config_of(source)
     if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        return "image-text-to-text"
+        return _SEES
     if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return "text"
+        return _READS
     raise UsageError(f"the model {source} ({config.model_type}) neither describes pictures nor writes text")
 
 
@@ -167,6 +175,42 @@ def encode(processor: Any, requests: Sequence[Request], *, answers: Sequence[str
         if kind in batch:
             batch[kind] = torch.cat([batch[kind], torch.zeros_like(ids)], dim=1)
     return batch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pieces:
+    """A request before its pictures are tokens: for engines that join the two themselves.
+
+    Attributes:
+        token_ids: of the whole prompt, with one placeholder for each picture, or for the video.
+        images: RGB, in the order of their placeholders.
+        video: T H W 3, uint8, all of one size; None without one. ``metadata`` is what processors want to know of it.
+    """
+
+    token_ids: list[int]
+    images: list[Image] = dataclasses.field(default_factory=list)
+    video: np.ndarray | None = None
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def pieces(processor: Any, request: Request, controls: set[str]) -> Pieces:
+    """What ``encode`` makes tensors of, for one request. ``controls``: as of ``control_tokens``.
+
+    Raises:
+        UsageError: there are pictures and the model reads only text.
+    """
+    request = dataclasses.replace(request, prompt=plain(request.prompt, controls))
+    text = _prompt(processor, request)
+    ids = tokenizer_of(processor)(text, add_special_tokens=_wants_specials(processor, text))["input_ids"]
+    as_video = request.video and bool(request.images) and takes_video(processor)
+    seen = decode(request.images, alike=as_video)
+    if not as_video:
+        return Pieces(token_ids=ids, images=seen)
+    return Pieces(
+        token_ids=ids,
+        video=np.stack([np.asarray(image) for image in seen]),
+        metadata=metadata_of(request, seen),
+    )
 
 
 def generate(
@@ -271,10 +315,8 @@ def _ending(processor: Any, request: Request, prompt: str, answer: str) -> str:
 
 def _prepare(processor: Any, requests: Sequence[Request], texts: list[str]) -> BatchFeature:
     """Tokens and pixels of prompts that are rendered already."""
-    tokenizer = tokenizer_of(processor)
-    bos = tokenizer.bos_token
     options: dict[str, Any] = {
-        "add_special_tokens": not (bos and texts[0].startswith(bos)),  # some templates write it themselves
+        "add_special_tokens": _wants_specials(processor, texts[0]),
         "padding": True,
         "padding_side": "left",  # generation goes on at the end of every row
         "return_tensors": "pt",
@@ -282,7 +324,7 @@ def _prepare(processor: Any, requests: Sequence[Request], texts: list[str]) -> B
     if not takes_images(processor):
         return processor(texts, **options)
     as_video = [request.video and bool(request.images) and takes_video(processor) for request in requests]
-    seen = [_decode(request.images, alike=video) for request, video in zip(requests, as_video, strict=True)]
+    seen = [decode(request.images, alike=video) for request, video in zip(requests, as_video, strict=True)]
     pictures = [[] if video else images for images, video in zip(seen, as_video, strict=True)]
     if any(pictures):
         options["images"] = pictures
@@ -290,42 +332,13 @@ def _prepare(processor: Any, requests: Sequence[Request], texts: list[str]) -> B
         shown = [(request, images) for request, images, video in zip(requests, seen, as_video, strict=True) if video]
         options["videos"] = [np.stack([np.asarray(image) for image in images]) for _, images in shown]
         options["videos_kwargs"] = {
-            "video_metadata": [_metadata(request, images) for request, images in shown],
+            "video_metadata": [metadata_of(request, images) for request, images in shown],
             "do_sample_frames": False,  # the contact sheet is the sample
         }
     return processor(text=texts, **options)
 
 
-def _decode(jpegs: Sequence[bytes], *, alike: bool) -> list[Image]:
-    """Pictures as RGB; ``alike`` brings them to the size of the first, because a video has one size."""
-    from PIL import Image
-
-    images = [Image.open(io.BytesIO(jpeg)).convert("RGB") for jpeg in jpegs]
-    if alike:
-        images = [image if image.size == images[0].size else image.resize(images[0].size) for image in images]
-    return images
-
-
-def _metadata(request: Request, images: Sequence[Image]) -> dict[str, Any]:
-    """What a video processor wants to know of a video whose every frame is given."""
-    fps = frame_rate(request.times)
-    return {
-        "total_num_frames": len(images),
-        "fps": fps,
-        "width": images[0].width,
-        "height": images[0].height,
-        "duration": len(images) / fps,
-        "frames_indices": list(range(len(images))),
-    }
-
-
-def frame_rate(times: Sequence[float]) -> float:
-    """Frames per second of a contact sheet.
-
-    No more than 4: Qwen2.5-VL counts time in half seconds and joins frames in twos, so from closer frames on its
-    positions in time would be rounded to the same ones, and what happened first could not be told. Without a rate
-    it would take 24, with that effect.
-    """
-    if len(times) < 2 or times[-1] <= times[0]:
-        return _UNKNOWN_FPS
-    return min(_FASTEST_FPS, (len(times) - 1) / (times[-1] - times[0]))
+def _wants_specials(processor: Any, text: str) -> bool:
+    """Whether the tokenizer is to begin a rendered prompt as it begins texts; some templates do it themselves."""
+    bos = tokenizer_of(processor).bos_token
+    return not (bos and text.startswith(bos))

@@ -14,13 +14,14 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt
 
-from captioning.chat import frame_rate
 from captioning.mp4 import mp4
+from captioning.pictures import frame_rate
 from captioning.plain import USUAL_CONTROLS, plain
-from captioning.requests import Reply, Request, Sampling
+from captioning.requests import RefusedError, Reply, Request, Sampling
 from curation.errors import NotNowError, UsageError, nearest, one_line
 
 _CHECK_S = 10.0  # for the server to say which models it has
+_BAD_QUESTION = {400, 413, 422}  # too long, too large, a picture that cannot be read, against a policy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,8 +103,10 @@ class Endpoint:
 class EndpointBackend:
     """Asks an endpoint, many requests at a time.
 
-    A request that fails for good is a ``NotNowError``. Once nothing but failures have come back for a while, or the
-    cap on spending is reached, the rest is not asked any more in this run.
+    A request that fails for good is a ``NotNowError``, and a ``RefusedError`` if the server calls the question itself
+    bad and has answered others: with one that has answered none yet, the server may have to be set up otherwise. Once
+    nothing but failures have come back for a while, or the cap on spending is reached, the rest is not asked any
+    more in this run.
     """
 
     def __init__(self, endpoint: Endpoint, model: str, sampling: Sampling) -> None:
@@ -117,18 +120,26 @@ class EndpointBackend:
         self._pool = concurrent.futures.ThreadPoolExecutor(endpoint.concurrency, thread_name_prefix="endpoint")
         self._lock = threading.Lock()
         self._failures = 0  # in a row
+        self._has_answered = False
         self._usd = 0.0
         self._gave_up: str | None = None
 
     def ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | Exception]]:
         """See ``Backend``."""
         waiting = {self._pool.submit(self._one, request): i for i, request in enumerate(requests)}
+        refused: list[tuple[int, RefusedError]] = []
         try:
             for future in concurrent.futures.as_completed(waiting):
-                yield waiting[future], future.result()
+                answer = future.result()
+                if isinstance(answer, RefusedError):
+                    refused.append((waiting[future], answer))  # what becomes of the others says whose fault it is
+                else:
+                    yield waiting[future], answer
         finally:
             for future in waiting:
                 future.cancel()
+        for place, why in refused:
+            yield place, why if self._has_answered else NotNowError(str(why))
 
     def _one(self, request: Request) -> Reply | Exception:
         self._turns.take()
@@ -146,14 +157,17 @@ class EndpointBackend:
         except Exception as error:  # of the client, the network or the server, whatever they raise or answer
             return self._failed(error, request)
 
-    def _failed(self, error: Exception, request: Request) -> NotNowError:
+    def _failed(self, error: Exception, request: Request) -> NotNowError | RefusedError:
         import openai
 
         hopeless = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
-        refused = isinstance(error, (openai.BadRequestError, openai.UnprocessableEntityError))
+        refused = isinstance(error, openai.APIStatusError) and error.status_code in _BAD_QUESTION
         hint = " (if the server takes no video_url, say see: images)" if refused and request.video else ""
-        why = NotNowError(f"{self.endpoint.url}: {one_line(error.__cause__ or error)}{hint}")
+        kind = RefusedError if refused else NotNowError
+        why = kind(f"{self.endpoint.url}: {one_line(error.__cause__ or error)}{hint}")
         with self._lock:
+            if refused and self._has_answered:
+                return why  # the server is well
             self._failures += 1
             if isinstance(error, hopeless) or self._failures >= max(8, 2 * self.endpoint.concurrency):
                 self._give_up(f"not asked any more after {self._failures} failures in a row: {why}")
@@ -164,7 +178,7 @@ class EndpointBackend:
         tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)
         text = choice.message.content if choice and choice.message else None
         with self._lock:
-            self._failures = 0
+            self._failures, self._has_answered = 0, True
             self._spend(tokens)
         if choice is None or text is None:
             return NotNowError(f"{self.endpoint.url}: the answer holds no text")

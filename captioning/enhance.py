@@ -74,7 +74,7 @@ def enhance(
         )
         for prompt, shown in zip(prompts, examples, strict=True)
     ]
-    answers = dict(open_backend(model, endpoint=endpoint, gpu=gpu, sampling=sampling).ask(requests))
+    answers = dict(open_backend(model, endpoint=endpoint, gpus=float(gpu), sampling=sampling).ask(requests))
     done = []
     for i, prompt in enumerate(prompts):
         reply = answers[i]

@@ -106,7 +106,7 @@ def evaluate(
             examples = [example for example in examples if example.clip_id in sheets]
             if not examples:
                 raise UsageError(f"{run} has no contact sheets of its captioned clips; run the pipeline again")
-            backend = open_backend(model, gpu=gpu)
+            backend = open_backend(model, gpus=float(gpu))
             chunks = [examples[start : start + _AT_A_TIME] for start in range(0, len(examples), _AT_A_TIME)]
             judged = [one for chunk in chunks for one in _judge(chunk, sheets, backend, question, truth or {}, match)]
         finally:

@@ -7,6 +7,8 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+from curation.errors import CutroomError
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
@@ -57,6 +59,10 @@ class Sampling:
     temperature: float = 0.0
     seed: int = 0
     deterministic: bool = False
+
+
+class RefusedError(CutroomError):
+    """A question that is not answered, now or later, while others are: it is the clip that fails."""
 
 
 class Backend(Protocol):

@@ -95,10 +95,10 @@ def scenes(count: int, *, seed: int = 0, new: bool | None = False) -> Iterator[S
         )
 
 
-def draw(scene: Scene, *, seed: int, side: int = 48) -> np.ndarray:
-    """The contact sheet of a clip, 8 S S 3 RGB uint8."""
+def draw(scene: Scene, *, seed: int, side: int = 48, grain: bool = True) -> np.ndarray:
+    """The contact sheet of a clip, 8 S S 3 RGB uint8. Without ``grain`` the background has no fine detail."""
     random = np.random.default_rng(seed)
-    world = _painted(scene.background, int(random.integers(_PAINTED)), side)
+    world = _painted(scene.background, int(random.integers(_PAINTED)), side, grain)
     world = np.roll(world, tuple(random.integers(0, side, 2)), (0, 1))
     if random.random() < 0.5:
         world = world[:, ::-1]
@@ -120,9 +120,11 @@ def draw(scene: Scene, *, seed: int, side: int = 48) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=256)
-def _painted(background: str, number: int, side: int) -> np.ndarray:
+def _painted(background: str, number: int, side: int, grain: bool) -> np.ndarray:
     """A background that goes on over its edges, S S 3 float32."""
     quarter = paint(side // 2, side // 2, background, number).astype(np.float32)
+    if not grain:
+        quarter = cv2.GaussianBlur(quarter, (0, 0), side / 32, borderType=cv2.BORDER_REFLECT)
     half = np.concatenate([quarter, quarter[::-1]])
     return np.concatenate([half, half[:, ::-1]], axis=1)
 
@@ -203,6 +205,7 @@ def write_films(
     seed: int = 0,
     side: int = 48,
     new: bool | None = False,
+    grain: bool = True,
 ) -> dict[str, list[Scene]]:
     """Encode films of clips of 2 s without transitions, nearly without loss; files that are there already stay.
 
@@ -212,6 +215,7 @@ def write_films(
         clips: of each.
         side: of the picture, px.
         new: see ``scenes``.
+        grain: see ``draw``; what is to be learnt by a VAE in minutes has none.
 
     Returns:
         The truth: file name -> its scenes in order.
@@ -224,7 +228,10 @@ def write_films(
         films[name] = list(itertools.islice(drawn, clips))
         if not (folder / name).exists():
             first = seed * 1_000_003 + number * clips
-            _write_film(folder / name, [draw(scene, seed=first + i, side=side) for i, scene in enumerate(films[name])])
+            _write_film(
+                folder / name,
+                [draw(scene, seed=first + i, side=side, grain=grain) for i, scene in enumerate(films[name])],
+            )
     return films
 
 

@@ -18,6 +18,7 @@ from curation.errors import CutroomError, UsageError
 from curation.filter_cli import app as filter_app
 from training.cli import train as train_app
 from training.cli import vae as vae_app
+from training.sample_cli import convert, sample
 
 app = typer.Typer(
     name="cutroom",
@@ -33,6 +34,8 @@ app.add_typer(vae_app, name="vae")
 
 
 app.command()(enhance)
+app.command()(sample)
+app.command()(convert)
 
 
 class EngineChoice(str, enum.Enum):

@@ -29,6 +29,7 @@ from curation.table import Store
 MINUTES = 1.5
 QUESTION = Question(prompt=PROMPT, frames=8, max_tokens=24)
 _FILMS, _EXAMS = 30, 2
+_SIDE = 64  # px; a VAE makes 8 x 8 of it
 _PIPELINES = """\
 v1:
   about: Frames, motion, and a summary of both, each by a function of the teacher for the generated world.
@@ -37,6 +38,7 @@ v1:
     - frame_captions: {model: "captioning.teacher:frame"}
     - short_caption: {model: "captioning.teacher:motion"}
     - caption: {version: v1, model: "captioning.teacher:summary"}
+  shards: {crf: 12, preset: veryfast}
 """
 _SECOND = """\
 
@@ -82,16 +84,16 @@ class School:
 
     def film(self) -> None:
         """Encode the films to learn from and those for the exam, and write the pipelines."""
-        write_films(self.folder / "lessons", self.films, seed=10 * self.seed + 1)
-        write_films(self.folder / "exam", self.exams, seed=10 * self.seed + 2)
+        write_films(self.folder / "lessons", self.films, seed=10 * self.seed + 1, side=_SIDE, grain=False)
+        write_films(self.folder / "exam", self.exams, seed=10 * self.seed + 2, side=_SIDE, grain=False)
         model = json.dumps(str(self.model.absolute()))  # as YAML, wherever the pipelines are read from
         self.pipelines.write_text(_PIPELINES + _SECOND.replace("MODEL", model))
 
-    def caption(self, version: str, films: str, *, progress: Progress) -> Summary:
-        """Run a version over a folder of films, up to the table."""
+    def caption(self, version: str, films: str, *, progress: Progress, shards: bool = False) -> Summary:
+        """Run a version over a folder of films, up to the table or to shards."""
         output = self.folder / f"{films}-{version}"
         footage, config = str(self.folder / films), str(self.pipelines)
-        return run(version, [footage], output, config=config, engine=self.engine, shards=False, progress=progress)
+        return run(version, [footage], output, config=config, engine=self.engine, shards=shards, progress=progress)
 
     def errors(self, version: str, films: str) -> dict[str, int]:
         """Why clips failed, and how many, as the table has it."""

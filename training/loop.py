@@ -25,9 +25,9 @@ from curation.errors import CutroomError, UsageError
 from training.checkpoint import Checkpoints, on_first
 from training.distributed import World
 from training.metrics import Metrics, Stopwatch, peak_flops, peak_memory_gb
-from training.optimiser import Average, adamw, rate_at
+from training.optimiser import Average, Muon, factor_at, optimisers
 from training.settings import Training
-from training.task import Batches, Role, Task
+from training.task import Batches, Task
 
 WEIGHTS = "weights"
 Say = Callable[[str], None]
@@ -68,7 +68,7 @@ class Trainer:
                     fully_shard(block, reshard_after_forward=True)
             if training.compile:
                 role.module.compile()
-        self._optimisers = {name: adamw(role.module, role.optimiser) for name, role in task.roles.items()}
+        self._optimisers = {name: optimisers(role.module, role.optimiser) for name, role in task.roles.items()}
         self._averages = {
             name: Average(role.module, training.ema)
             for name, role in task.roles.items()
@@ -124,7 +124,7 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         figures: dict[str, float | None] = {}
         for name in task.active(step):
-            role, optimiser = task.roles[name], self._optimisers[name]
+            role = task.roles[name]
             role.module.train()
             for index, batch in enumerate(taken):
                 weight = task.count(batch) / total
@@ -134,7 +134,7 @@ class Trainer:
                 torch.autograd.backward(loss.value * weight * self._world.size)
                 for figure, value in loss.figures.items():
                     sums[figure] = sums.get(figure, 0.0) + value.detach().double() * weight
-            figures[f"{name}_gradient"] = self._update(role, optimiser, rate_at(role.optimiser, step, share))
+            figures[f"{name}_gradient"] = self._update(name, factor_at(role.optimiser, step, share))
             if name in self._averages:
                 self._averages[name].update()
         self._check_skipped(figures)
@@ -147,7 +147,7 @@ class Trainer:
         return {
             **dict(zip(sums, totals, strict=True)),
             **figures,
-            "learning_rate": rate_at(first.optimiser, step, share),
+            "learning_rate": first.optimiser.learning_rate * factor_at(first.optimiser, step, share),
             "samples_per_s": total / seconds,
             "step_s": seconds,
             "data_wait": waited / seconds,
@@ -156,18 +156,24 @@ class Trainer:
             "mfu": flops / seconds / peak if peak else None,
         }
 
-    def _update(self, role: Role, optimiser: torch.optim.Optimizer, rate: float) -> float:
-        """Change the weights by their gradients. Returns the length of the gradient before it was clipped."""
+    def _update(self, name: str, factor: float) -> float:
+        """Change a role's weights by their gradients, at a learning rate of ``factor`` highest ones.
+
+        Returns the length of the gradient before it was clipped.
+        """
+        role, settings = self._task.roles[name], self._task.roles[name].optimiser
         if not role.sharded:
             self._world.average_gradients(role.module)
-        limit = role.optimiser.clip_norm
+        limit = settings.clip_norm
         norm = nn.utils.clip_grad_norm_(role.module.parameters(), math.inf if limit is None else limit)
         length = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-        if math.isfinite(length):
+        for optimiser in self._optimisers[name]:
+            highest = settings.muon if isinstance(optimiser, Muon) else settings.learning_rate
             for group in optimiser.param_groups:
-                group["lr"] = rate
-            optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+                group["lr"] = (highest or 0.0) * factor
+            if math.isfinite(length):
+                optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
         return length
 
     def _check_skipped(self, figures: dict[str, float | None]) -> None:

@@ -1,35 +1,97 @@
-"""AdamW, its learning rate over time, and averaged weights."""
+"""AdamW and Muon, their learning rate over time, and averaged weights."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from training.settings import OptimiserSettings
 
+_NOT_FOR_MUON = ("conv_in", "conv_out", "embed", "proj_out", "norm_out")  # what is next to pixels, texts and latents
 
-def adamw(module: nn.Module, settings: OptimiserSettings) -> torch.optim.AdamW:
-    """AdamW over the weights that learn; those with one dimension (norms, biases) without weight decay."""
-    weights = [weight for weight in module.parameters() if weight.requires_grad]
+
+def optimisers(module: nn.Module, settings: OptimiserSettings) -> list[torch.optim.Optimizer]:
+    """AdamW over the weights that learn, and Muon over matrices and convolutions where the settings want it.
+
+    Weights with one dimension (norms, biases) have no weight decay. Each group notes its highest learning rate.
+    """
+    weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+    found: list[torch.optim.Optimizer] = []
+    if settings.muon is not None:
+        matrices = {
+            name: weight
+            for name, weight in weights.items()
+            if weight.dim() > 1 and not any(part in name for part in _NOT_FOR_MUON)
+        }
+        found.append(Muon(list(matrices.values()), lr=settings.muon, weight_decay=settings.weight_decay))
+        weights = {name: weight for name, weight in weights.items() if name not in matrices}
     groups = [
-        {"params": [w for w in weights if w.dim() > 1], "weight_decay": settings.weight_decay},
-        {"params": [w for w in weights if w.dim() <= 1], "weight_decay": 0.0},
+        {"params": [w for w in weights.values() if w.dim() > 1], "weight_decay": settings.weight_decay},
+        {"params": [w for w in weights.values() if w.dim() <= 1], "weight_decay": 0.0},
     ]
     filled = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(filled, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps)
+    found.append(torch.optim.AdamW(filled, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps))
+    return found
 
 
-def rate_at(settings: OptimiserSettings, step: int, share: float) -> float:
-    """The learning rate of a step. ``share``: of the training that is over, 0 to 1."""
+def factor_at(settings: OptimiserSettings, step: int, share: float) -> float:
+    """The learning rate of a step, in highest ones. ``share``: of the training that is over, 0 to 1."""
     warm = min(1.0, (step + 1) / max(1, settings.warmup_steps))
     if settings.schedule == "constant":
-        return settings.learning_rate * warm
-    fallen = settings.final + (1 - settings.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-    return settings.learning_rate * warm * fallen
+        return warm
+    return warm * (settings.final + (1 - settings.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+
+
+class Muon(torch.optim.Optimizer):
+    """The momentum of a matrix's gradient, made orthogonal (Jordan et al. 2024, "Muon"), for weights of any shape.
+
+    PyTorch's takes matrices only; here a convolution (out, in, ...) is the matrix of its outputs. Of weights that are
+    spread over ranks every rank makes the whole update and keeps its part.
+    """
+
+    def __init__(self, weights: list[Tensor], *, lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+        super().__init__(weights, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Change the weights that have a gradient."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if not state:
+                    state["momentum"] = torch.zeros_like(weight)
+                average = state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
+                update = weight.grad.lerp(average, group["momentum"])  # looks ahead (Nesterov)
+                if isinstance(update, DTensor):
+                    turned = orthogonal(update.full_tensor().flatten(1)).view(update.shape)
+                    update = distribute_tensor(turned, update.device_mesh, update.placements, src_data_rank=None)
+                else:
+                    update = orthogonal(update.flatten(1)).view_as(weight)
+                rows, columns = weight.shape[0], weight[0].numel()
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """The nearest matrix whose singular values are about 1, by five steps of a quintic Newton-Schulz iteration.
+
+    The coefficients are Jordan's: they bring all singular values above a few thousandths to between 0.7 and 1.2.
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x.T if tall else x
 
 
 class Average:

@@ -25,6 +25,9 @@ class OptimiserSettings:
 
     Attributes:
         learning_rate: at its highest.
+        muon: the highest learning rate of Muon, which then learns matrices and convolutions, AdamW the rest; null:
+            AdamW learns everything. Muon learns from random weights in less than half the time; it is not for models
+            that were trained with another.
         weight_decay: of matrices and convolutions; norms and biases are not drawn to zero.
         warmup_steps: until the learning rate is at its highest.
         schedule: ``cosine`` falls to ``final`` (a share of the highest) at the end of the training.
@@ -34,6 +37,7 @@ class OptimiserSettings:
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
     learning_rate: float = 1e-4
+    muon: float | None = None
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 1e-4

@@ -82,6 +82,7 @@ class Behaviour:
     gone_after: int | None = None  # answers; after that, connections end without one
     silent: bool = False  # does not count tokens
     takes_videos: bool = True
+    refuses: str | None = None  # a question that is to be answered with this; with 400
     page: bytes | None = None  # answers everything with this, as what is no such server does
     page_type: str = "text/html"
 
@@ -166,6 +167,9 @@ class Handler(BaseHTTPRequestHandler):
                 urls.append(part["video_url"]["url"])
                 images += frames_of(base64.b64decode(urls[-1].removeprefix("data:video/mp4;base64,")))
         said = self.teller.answer(text, images)
+        if said is not None and said == self.teller.behaviour.refuses:
+            self._reply(400, {"error": {"message": "this question is too long"}})
+            return
         self.teller.count(json.dumps([text, urls, asked["model"]]))
         usage = {"prompt_tokens": 10 + 100 * len(images), "completion_tokens": 5, "total_tokens": 15}
         message = {"role": "assistant", "content": said}

@@ -123,6 +123,22 @@ def test_a_run_that_is_killed_asks_for_no_caption_twice(tmp_path: Path) -> None:
     check_captions(output, 60)
 
 
+def test_a_clip_that_the_server_refuses_fails_with_its_reason_and_is_not_asked_again(tmp_path: Path) -> None:
+    footage = films(tmp_path / "films", num_films=2, num_clips=5)
+    output = tmp_path / "out"
+    with serving(Behaviour(refuses="number 1002")) as server:
+        config = version_1(tmp_path / "p.yaml", server, concurrency=4, retries=0)
+        summary = run("told", [str(footage)], output, config=str(config), engine="local", shards=False)
+        assert (summary.clips["kept"], summary.clips["failed"], summary.num_waiting) == (9, 1, 0)
+        before = server.num_requests
+        run("told", [str(footage)], output, config=str(config), engine="local", shards=False)
+        assert server.num_requests == before, "it was asked again"
+    (failed,) = [row for row in Store(output).clips().to_pylist() if row["status"] == "failed"]
+    assert expected(failed) == 1002
+    assert failed["error"].startswith("frame_captions: RefusedError: ")
+    assert "this question is too long" in failed["error"]
+
+
 def test_what_a_broken_server_left_open_is_done_by_the_next_run(tmp_path: Path) -> None:
     footage = films(tmp_path / "films", num_films=4, num_clips=5)
     output = tmp_path / "out"

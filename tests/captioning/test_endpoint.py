@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from captioning.endpoint import Endpoint, EndpointBackend, content
-from captioning.requests import Reply, Request, Sampling
+from captioning.requests import RefusedError, Reply, Request, Sampling
 from curation.errors import NotNowError, UsageError
 from tests.captioning.server import Behaviour, coded_picture, serving
 
@@ -79,6 +79,26 @@ def test_a_server_without_videos_is_answered_with_a_hint() -> None:
         assert "say see: images" in str(refused)
         ((_, told),) = backend.ask([clip([1, 2], video=False)])
         assert isinstance(told, Reply)
+
+
+def test_a_question_that_is_refused_fails_for_good_if_others_are_answered() -> None:
+    with serving(Behaviour(refuses="number 3", delay_s=0.02)) as server:
+        backend = EndpointBackend(Endpoint(url=server.url, concurrency=4), "teller", Sampling())
+        answers = dict(backend.ask([request(i) for i in range(20)]))
+        again = dict(backend.ask([request(3)] * 30))
+    refused = {i: answer for i, answer in answers.items() if not isinstance(answer, Reply)}
+    assert list(refused) == [3]
+    assert all(type(answer) is RefusedError for answer in [refused[3], *again.values()]), "the server was given up"
+    assert "BadRequestError" in str(refused[3])
+    assert "too long" in str(refused[3])
+
+
+def test_a_server_that_refuses_all_it_is_asked_is_asked_again_by_the_next_run() -> None:
+    with serving(Behaviour(takes_videos=False)) as server:
+        backend = EndpointBackend(Endpoint(url=server.url, concurrency=4), "teller", Sampling())
+        answers = [answer for _, answer in backend.ask([clip([1, 2])] * 50)]
+        assert server.num_requests <= 8 + 4, "it went on asking"
+    assert all(isinstance(answer, NotNowError) for answer in answers)
 
 
 def test_control_tokens_in_a_note_do_not_reach_the_server_as_such() -> None:

@@ -142,6 +142,7 @@ def test_dynamic_guidance_rises_from_one_to_one_more_than_the_scale() -> None:
     assert rises[0] == 1.0
     assert rises[50] == pytest.approx(7.0)
     assert rises == sorted(rises)
+    assert rises[40] == pytest.approx(1 + 6 * (1 - math.cos(math.pi * 0.8**5)) / 2)
     assert guidance("constant")(6.0, index=3, steps=50, t=0) == 6.0
     assert guidance("dynamic_diffusers")(6.0, index=3, steps=4, t=4) == 1.0
     assert set(GUIDANCE) == {"constant", "dynamic", "dynamic_diffusers"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,10 @@ _ADAM = OptimiserSettings(learning_rate=1e-2, warmup_steps=2, schedule="constant
 class _Double(ToyTask):
     """In float64, so that another order of adding up is no excuse."""
 
-    def __init__(self, *, sharded: bool) -> None:
-        super().__init__(dropout=0.0, noise=0.0, optimiser=_ADAM)
+    def __init__(self, *, sharded: bool, muon: float | None) -> None:
+        super().__init__(dropout=0.0, noise=0.0)
         self.model.double()
-        self.roles = {"model": Role(self.model, _ADAM, sharded=sharded)}
+        self.roles = {"model": Role(self.model, dataclasses.replace(_ADAM, muon=muon), sharded=sharded)}
 
     def shard(self, module: torch.nn.Module) -> list[torch.nn.Module]:
         return [self.model[0]]
@@ -39,7 +40,7 @@ class _DoubleBatches(ToyBatches):
             yield batch
 
 
-def _train(folder: Path, steps: int, sharded: bool, global_batches: int) -> list[str]:
+def _train(folder: Path, steps: int, sharded: bool, global_batches: int, muon: float | None = None) -> list[str]:
     with joined():
         world = find_world()
         batches = _DoubleBatches(size=2, rank=world.rank, world=world.size)
@@ -51,7 +52,7 @@ def _train(folder: Path, steps: int, sharded: bool, global_batches: int) -> list
             judge_every=100,
             checkpoint_every=2,
         )
-        task = _Double(sharded=sharded)
+        task = _Double(sharded=sharded, muon=muon)
         Trainer(task, batches, training, folder=folder, world=world, say=lambda text: None).train()
         return batches.seen
 
@@ -66,10 +67,12 @@ def _nearest(first: Path, second: Path) -> float:
     return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
 
 
-@pytest.mark.parametrize("sharded", [True, False], ids=["fsdp2", "whole"])
-def test_two_ranks_learn_what_one_learns(sharded: bool, tmp_path: Path) -> None:
-    alone = _train(tmp_path / "one", 4, sharded, 2)
-    together = on_ranks(2, _train, tmp_path / "two", 4, sharded, 2)
+@pytest.mark.parametrize(
+    ("sharded", "muon"), [(True, None), (False, None), (True, 1e-2)], ids=["fsdp2", "whole", "fsdp2 and muon"]
+)
+def test_two_ranks_learn_what_one_learns(sharded: bool, muon: float | None, tmp_path: Path) -> None:
+    alone = _train(tmp_path / "one", 4, sharded, 2, muon)
+    together = on_ranks(2, _train, tmp_path / "two", 4, sharded, 2, muon)
     assert sorted(together[0] + together[1], key=int) == alone  # the same samples, each once
     assert _nearest(tmp_path / "one", tmp_path / "two") < 1e-10
 

@@ -19,7 +19,7 @@ from curation.errors import UsageError
 from tests.training.toy import ToyBatches, ToyTask
 from training.distributed import World
 from training.loop import Trainer, TrainingError
-from training.optimiser import Average, rate_at
+from training.optimiser import Average, factor_at, orthogonal
 from training.settings import OptimiserSettings, Training
 
 
@@ -163,10 +163,28 @@ def test_kill_9_during_a_checkpoint_loses_only_that_one(tmp_path: Path) -> None:
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
-    settings = OptimiserSettings(learning_rate=1.0, warmup_steps=4, final=0.1)
-    assert rate_at(settings, 0, 0.0) == 0.25
-    assert rate_at(settings, 50, 0.5) == pytest.approx(0.55)
-    assert rate_at(settings, 100, 1.0) == pytest.approx(0.1)
+    settings = OptimiserSettings(warmup_steps=4, final=0.1)
+    assert factor_at(settings, 0, 0.0) == 0.25
+    assert factor_at(settings, 50, 0.5) == pytest.approx(0.55)
+    assert factor_at(settings, 100, 1.0) == pytest.approx(0.1)
+
+
+def test_muon_makes_matrices_orthogonal() -> None:
+    for shape in ((8, 20), (20, 8), (8, 8)):
+        matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        values = torch.linalg.svdvals(orthogonal(matrix))
+        assert float(values.min()) > 0.6
+        assert float(values.max()) < 1.3
+
+
+def test_muon_goes_on_bit_for_bit_too(tmp_path: Path) -> None:
+    optimiser = OptimiserSettings(learning_rate=1e-2, muon=1e-2, warmup_steps=2, schedule="constant")
+    _train(tmp_path / "whole", task=ToyTask(optimiser=optimiser))
+    for steps in (4, 8):
+        _train(tmp_path / "halves", task=ToyTask(optimiser=optimiser), steps=steps)
+    assert _equal(_weights(tmp_path / "whole"), _weights(tmp_path / "halves"))
+    _train(tmp_path / "adam")
+    assert not _equal(_weights(tmp_path / "whole"), _weights(tmp_path / "adam"))
 
 
 def test_the_average_is_that_of_the_formula() -> None:

@@ -196,6 +196,8 @@ def test_given_frames_stay_as_they_are_and_steer_the_others(name: str) -> None:
     assert torch.equal(kept[clean], given[clean])
     assert apart(kept[0, 1], free[0, 1]) > 1e-2
     assert apart(kept[1], free[1]) < 1e-4
+    others = denoise(transformer, text, draws=Draws([0, 1]), given=given + 2, clean=clean, **common)
+    assert apart(others[0, 1], kept[0, 1]) > 1e-2  # the transformer sees them
     with pytest.raises(ValueError, match="come together"):
         denoise(transformer, text, draws=Draws([0, 1]), given=given, **common)
 

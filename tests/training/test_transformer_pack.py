@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from curation.errors import UsageError
-from tests.training.transformer_helpers import TINY, apart, gradients, noise, tiny
+from tests.training.transformer_helpers import TINY, apart, gradient_apart, gradients, noise, tiny
 from training.transformer.attention import ATTENTION, Segments, attention
 from training.transformer.model import Transformer, checkpoint_blocks
 
@@ -68,7 +68,7 @@ def test_a_pack_gives_outputs_loss_and_gradients_of_its_samples_alone(
     of_each = gradients(transformer)
     assert of_pack.keys() == of_each.keys() == dict(transformer.named_parameters()).keys()
     for key, gradient in of_pack.items():
-        assert apart(gradient, of_each[key]) < EXACT[dtype], key
+        assert gradient_apart(gradient, of_each[key]) < EXACT[dtype], key
 
 
 @pytest.mark.parametrize("change", ["latents", "text", "t", "clean"])

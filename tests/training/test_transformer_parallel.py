@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.training.ranks import on_ranks
-from tests.training.transformer_helpers import apart
+from tests.training.transformer_helpers import apart, gradient_apart
 from tests.training.transformer_ranks import CASES, built, gradients, inputs, loss, work
 
 
@@ -31,7 +31,7 @@ def assert_same(found: tuple[Tensor, dict[str, Tensor]], expected: tuple[Tensor,
     assert found[1].keys() == expected[1].keys()
     for name, gradient in expected[1].items():
         assert float(gradient.abs().max()) > 0, name
-        assert apart(found[1][name], gradient) < 1e-10, name
+        assert gradient_apart(found[1][name], gradient) < 1e-10, name
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -43,7 +43,8 @@ def tiny(name: str = "5b", *, seed: int = 0, dtype: torch.dtype = torch.float32)
             scale = 0.3 if parameter.ndim == 1 else 1.0 / parameter[0].numel() ** 0.5
             parameter.add_(torch.randn(parameter.shape) * scale)
         if "pos_embedding" in dict(transformer.patch_embed.named_buffers()):
-            transformer.patch_embed.pos_embedding.add_(torch.randn(1))
+            places = transformer.patch_embed.pos_embedding
+            places.add_(torch.randn(places.shape))
     return transformer.to(dtype)
 
 
@@ -79,6 +80,12 @@ def apart(a: Tensor, b: Tensor) -> float:
     assert a.shape == b.shape, f"{tuple(a.shape)} is not {tuple(b.shape)}"
     a, b = a.detach(), b.detach()
     return float((a - b).abs().max() / max(1.0, float(b.abs().max())))
+
+
+def gradient_apart(a: Tensor, b: Tensor) -> float:
+    """The largest difference, relative to the largest value, or to 0.01 where there is none (some are 0 by law)."""
+    assert a.shape == b.shape, f"{tuple(a.shape)} is not {tuple(b.shape)}"
+    return float((a - b).abs().max()) / max(1e-2, float(b.abs().max()))
 
 
 def gradients(transformer: torch.nn.Module) -> dict[str, Tensor]:

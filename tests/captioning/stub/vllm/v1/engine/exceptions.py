@@ -1,0 +1,5 @@
+"""See ``vllm``."""
+
+
+class EngineDeadError(Exception):
+    """The engine has died, and with it every question after."""
