@@ -54,7 +54,7 @@ _DRAWN = 24
 
 def write_shards(folder: Path, count: int, *, shuffled: bool) -> Path:
     """Shards of ``count`` clips with their captions, or with those of other clips."""
-    films = write_films(folder / "films", count, clips=1, side=_SIDE)
+    films = write_films(folder / "films", count, clips=1, side=_SIDE, grain=False)
     captions = [films[name][0].caption for name in sorted(films)]
     if shuffled:
         captions = [captions[i] for i in np.random.default_rng(0).permutation(len(captions))]
@@ -116,7 +116,7 @@ def right(videos: Sequence[np.ndarray], truth: Sequence[Scene]) -> dict[str, flo
 
 def real(folder: Path, count: int) -> tuple[list[np.ndarray], list[Scene]]:
     """Clips that were never trained on, of unseen combinations, as they come out of their files."""
-    films = write_films(folder / "real", count, clips=1, side=_SIDE, seed=77, new=True)
+    films = write_films(folder / "real", count, clips=1, side=_SIDE, seed=77, new=True, grain=False)
     videos = []
     for name in sorted(films):
         with av.open(str(folder / "real" / name)) as container:
