@@ -71,7 +71,8 @@ def _report(config: TransformerTraining, first: TransformerTraining, world: int)
     # Later stages go on with the model of the first one.
     models = find_models(dataclasses.replace(config, model=first.model))
     train, _ = open_parts(config.data, config.data.held_out)
-    data = preflight(config.data, world=world, catalogue=train)
+    # Images are counted here, where they are samples of their own.
+    data = preflight(dataclasses.replace(config.data, images=0.0), world=world, catalogue=train)
     plan = plan_of(config, models, train)
     groups, lengths = plan(0), plan.lengths
     counts = collections.Counter((view.bucket, view.is_image) for view in plan.views)
@@ -82,8 +83,9 @@ def _report(config: TransformerTraining, first: TransformerTraining, world: int)
         wanted = list({texts[view.row] for view in plan.views})
         long = sum(count > models.tokens for count in _counts(models.text.tokenizer, wanted))
     per_step = max(1, world // config.training.context_parallel) * config.training.accumulate
+    steps = -(-len(groups) // per_step)
     return TransformerPreflight(
-        data=data,
+        data=dataclasses.replace(data, batches=len(groups), steps=steps),
         shapes=[
             ShapeReport(
                 bucket=str(config.data.buckets[bucket]),
@@ -95,7 +97,7 @@ def _report(config: TransformerTraining, first: TransformerTraining, world: int)
         ],
         groups=len(groups),
         unit="batches" if config.packing is None else "packs",
-        steps=-(-len(groups) // per_step),
+        steps=steps,
         fill=packing.fill(groups, lengths, tokens=config.packing.tokens) if config.packing else None,
         words=models.tokens,
         long_captions=long,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -190,8 +191,10 @@ def _train(
         scales=scales,
         tokens=models.tokens,
     )
-    trainer = Trainer(task, batches, config.training, folder=folder, world=world, say=say)
-    return trainer.train()
+    with warnings.catch_warnings():
+        # A pack's outputs are parts of one tensor; nothing changes them in place, of which FSDP warns.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+        return Trainer(task, batches, config.training, folder=folder, world=world, say=say).train()
 
 
 train = train_transformer
