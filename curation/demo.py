@@ -112,17 +112,17 @@ def _training(console: Console, school: School, folder: Path) -> None:
     console.print(f"   {done.shards['samples']} samples in {done.shards['shards']} shards")
     practice, model = Practice(school.lessons, folder), escape(str(folder))
     console.print(
-        f"[bold]6. VAE[/] cutroom train vae vae-debug: from random weights, {60 * practice.vae_minutes:.0f} s of single "
-        f"frames, then as long of videos -> {model}/vae"
+        f"[bold]6. VAE[/] cutroom train vae vae-debug: from random weights, {60 * practice.vae_minutes:.0f} s of "
+        f"single frames, then as long of videos -> {model}/vae"
     )
     with console.status("training"):
         practice.train_vae()
     before, after = practice.progress("vae/images", "images_psnr")[0], practice.progress("vae/videos", "videos_psnr")[1]
     console.print(f"   frames held out at the start: {before:.1f} dB PSNR; videos held out at the end: {after:.1f} dB")
     console.print(
-        f"[bold]7. Transformer[/] cutroom train transformer transformer-debug: {60 * practice.transformer_minutes:.0f} s "
-        f"on the VAE's latents\n   -> {model}/transformer. That is short: it gets backgrounds and some colours; directions "
-        "and shapes take longer."
+        f"[bold]7. Transformer[/] cutroom train transformer transformer-debug: "
+        f"{60 * practice.transformer_minutes:.0f} s on the VAE's latents\n   -> {model}/transformer. That is short: it "
+        "gets backgrounds and some colours; directions and shapes take longer."
     )
     with console.status("training"):
         practice.train_transformer()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from training.transformer.produce import Made
 
 VAE_MINUTES, TRANSFORMER_MINUTES = 0.7, 1.5  # the VAE's in each of its two stages
-_SIDE, _FRAMES = 64, 5
+_SIDE, _FRAMES = 64, 5  # as in the debug recipes
 Say = Callable[[str], None]
 
 
@@ -69,11 +69,9 @@ class Practice:
         from training.recipes import find_recipe
         from training.transformer.run import train_transformer
 
-        bucket = {"frames": _FRAMES, "height": _SIDE, "width": _SIDE}
         changes = [
             _path("data.shards", self.shards),
             _path("vae.start", self.vae),
-            f"data.buckets=[{json.dumps(bucket)}]",
             "data.workers=1",
             f"training.minutes={self.transformer_minutes}",
         ]
