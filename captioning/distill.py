@@ -44,6 +44,8 @@ class Distilled:
         question: what is asked of each clip; ``prompt_digest`` names its prompt.
         caption_versions, caption_models: whose captions were learnt.
         data: a digest of the clips and captions.
+        num_without_sheet, num_torn: clips that were left out, because they have no contact sheet, or a picture of it
+            cannot be decoded.
         held_out: clip_ids that were not learnt from.
         steps, seconds: of training; the model is that after ``best_step``.
         stopped: why training ended: ``epochs``, ``minutes`` or ``no progress``.
@@ -62,6 +64,7 @@ class Distilled:
     num_clips: int
     num_without_sheet: int
     held_out: list[str]
+    num_torn: int = 0  # records of before it was counted have none
     steps: int = 0
     best_step: int = 0
     seconds: float = 0.0
@@ -125,9 +128,15 @@ def distill(
         sheets = Sheets(run, [example.clip_id for example in examples], folder / "sheets")
         try:
             learnt, held_out = ([e for e in part if e.clip_id in sheets] for part in (learnt, held_out))
+            num_with_sheet = len(learnt) + len(held_out)
+            # One torn picture would end the training at the step that comes to it, and every training after it.
+            torn = {e.clip_id for e in [*learnt, *held_out] if not sheets.is_whole(e.clip_id, question)}
+            learnt, held_out = ([e for e in part if e.clip_id not in torn] for part in (learnt, held_out))
+            if torn:
+                say(f"{len(torn)} clips are left out, a picture of theirs cannot be decoded; the first is {min(torn)}")
             if not learnt or not held_out:
                 raise UsageError(f"{run} has contact sheets of too few of its captioned clips; run the pipeline again")
-            found = dataclasses.replace(found, num_without_sheet=len(examples) - len(learnt) - len(held_out))
+            found = dataclasses.replace(found, num_without_sheet=len(examples) - num_with_sheet, num_torn=len(torn))
             found = _train(found, learnt, held_out, sheets, output, device=device, say=say)
         finally:
             sheets.close()

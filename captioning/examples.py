@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from captioning.chat import IGNORED, encode, tokenizer_of
+from captioning.pictures import is_whole
 from captioning.question import Question
 from captioning.requests import Request
 from curation.errors import UsageError
@@ -115,6 +116,10 @@ class Sheets:
         """The time and JPEG of each frame, in the order of time."""
         handle = self._file.fileno()
         return [(t_s, os.pread(handle, size, offset)) for t_s, offset, size in sorted(self._places[clip_id])]
+
+    def is_whole(self, clip_id: str, question: Question) -> bool:
+        """Whether every frame that the question takes can be decoded."""
+        return all(is_whole(jpeg) for _, jpeg in question.seen(self[clip_id]))
 
     def close(self) -> None:
         self._file.close()

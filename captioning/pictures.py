@@ -25,6 +25,19 @@ def decode(jpegs: Sequence[bytes], *, alike: bool) -> list[Image]:
     return images
 
 
+def is_whole(jpeg: bytes) -> bool:
+    """Whether a picture can be decoded to its end. It is at an eighth of its size, in half the time."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(jpeg)) as image:
+            image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
+            image.load()
+    except Exception:  # Pillow raises anything of damage
+        return False
+    return True
+
+
 def metadata_of(request: Request, images: Sequence[Image]) -> dict[str, Any]:
     """What a video processor wants to know of a video whose every frame is given."""
     fps = frame_rate(request.times)

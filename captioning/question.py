@@ -36,11 +36,16 @@ class Question:
     long_side_px: int | None = 448
     max_tokens: int = 256
 
+    def seen(self, sheet: Sequence[tuple[float, bytes]]) -> Sequence[tuple[float, bytes]]:
+        """The frames of a contact sheet that the question takes, as they are there."""
+        if len(sheet) <= self.frames:
+            return sheet
+        last = max(1, self.frames - 1)
+        return [sheet[round(i * (len(sheet) - 1) / last)] for i in range(self.frames)]
+
     def of(self, sheet: Sequence[tuple[float, bytes]]) -> Request:
         """Ask about a clip. ``sheet``: the time and JPEG of each frame of its contact sheet, in order."""
-        if len(sheet) > self.frames:
-            last = max(1, self.frames - 1)
-            sheet = [sheet[round(i * (len(sheet) - 1) / last)] for i in range(self.frames)]
+        sheet = self.seen(sheet)
         return Request(
             prompt=self.prompt,
             images=tuple(jpeg if self.long_side_px is None else shrunk(jpeg, self.long_side_px) for _, jpeg in sheet),

@@ -29,7 +29,7 @@ from curation.errors import CutroomError, NotNowError, StageError, UsageError, o
 from curation.model_files import located
 from curation.stage import Needs
 
-_AT_A_TIME = 128  # questions with 16 frames of 640 px take 1.4 GB while they wait; more would not fill a GPU better
+_AT_A_TIME = 128  # those with 16 frames of 640 px take 1.4 GB of memory while they wait
 # What vLLM's own readers say of a video.
 _METADATA = ("fps", "duration", "total_num_frames", "frames_indices")
 
@@ -61,7 +61,7 @@ class Vllm:
             raise UsageError("vllm: needs GPUs; say gpus: 1, a share such as 0.5, or 2 to divide a large model")
         if gpus > 1 and not float(gpus).is_integer():
             raise UsageError(
-                f"gpus: {gpus:g}: vllm divides a model among whole GPUs; say {int(gpus)} or {int(gpus) + 1}"
+                f"gpus: {gpus:g}: vLLM divides a model among whole GPUs; say {int(gpus)} or {int(gpus) + 1}"
             )
 
 

@@ -91,7 +91,7 @@ def demo(
     output: Output = Path("cutroom-demo"),
     engine: EngineOption = EngineChoice.ray,
 ) -> None:
-    """Make footage, curate it, write shards, caption and distil: the whole way in minutes, without weights or a GPU."""
+    """Make footage, curate, caption, distil, train and sample: the whole way in minutes, without weights or a GPU."""
     from curation import report
     from curation.demo import demo as run_demo
 

@@ -79,6 +79,11 @@ class School:
         return self.folder / "captioner"
 
     @property
+    def lessons(self) -> Path:
+        """The run of version 1 over the films to learn from."""
+        return self.folder / "lessons-v1"
+
+    @property
     def pipelines(self) -> Path:
         return self.folder / "pipelines.yaml"
 

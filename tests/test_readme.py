@@ -118,7 +118,10 @@ def test_the_commands_run_in_order(workplace: Path, cluster: str) -> None:
         done = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
         ran.append(words[1])
-    assert ran == ["check", "run", "stats", "verify", "shard", "filter", "filter", "run", "run"]
+    curated = ["check", "run", "stats", "verify", "shard", "filter", "filter"]
+    trained = ["train", "train", "vae", "train", "sample"]
+    assert ran == [*curated, *trained, "run", "run"]
+    assert len(list((workplace / "samples").glob("*.mp4"))) == 1
     for query in blocks("sql")[0].split(";"):
         if query.strip():
             assert duckdb.sql(query.replace("'out/", f"'{workplace}/out/")).fetchall() is not None

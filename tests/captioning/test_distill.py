@@ -164,6 +164,26 @@ def test_the_record_says_what_was_learnt(finished: Path, world: Path, base: str)
     assert not (finished / ".training").exists()
 
 
+def test_a_clip_with_a_torn_picture_is_left_out_and_counted(base: str, tmp_path: Path) -> None:
+    """Large or small: a large one would be scaled down before it is shown, and lose what says that it is torn."""
+    store = make_world(tmp_path / "run", 40)
+    torn = sorted(example.clip_id for example in read_examples(store.root))[:2]
+    large = tiny.jpeg(1, width=640, height=360)
+    for part_id, frames in store.parts("frames"):
+        rows = frames.to_pylist()
+        for clip_id, jpeg in zip(torn, (None, large), strict=True):
+            for row in [row for row in rows if row["clip_id"] == clip_id][3:4]:
+                row["jpeg"] = (jpeg or row["jpeg"])[:-40]
+        store.write("frames", part_id, pa.Table.from_pylist(rows, schema=frames.schema))
+    said: list[str] = []
+    done = distill(store.root, base, tmp_path / "model", question=QUESTION, settings=QUICK, say=said.append)
+    assert (done.num_torn, done.num_without_sheet, done.num_clips) == (2, 0, 40)
+    assert f"2 clips are left out, a picture of theirs cannot be decoded; the first is {torn[0]}" in said
+    learnt = 40 - len(set(done.held_out) | set(torn))
+    assert done.steps == learnt // 8 * 2
+    assert json.loads((tmp_path / "model" / RECORD).read_text())["num_torn"] == 2
+
+
 def test_the_model_kept_is_the_one_that_was_judged_best(finished: Path, world: Path, base: str) -> None:
     from captioning.examples import Encoder
     from captioning.tuning import prepare
