@@ -286,8 +286,8 @@ def _say_end(output: Path, figures: dict[str, float], *, json: bool) -> None:
     opens = "CogVideoXPipeline" if is_pipeline else "AutoencoderKLCogVideoX"
     console.print(f"Weights: {escape(last)} (diffusers' {opens} opens them)")
     console.print(f"Curves: {escape(str(output))}/**/metrics.jsonl, or tensorboard --logdir {escape(str(output))}")
-    following = "sample" if is_pipeline else "vae eval SHARDS"
-    console.print(f"Next: cutroom {following} --weights {escape(last)}")
+    following = '"A PROMPT" --model' if is_pipeline else "SHARDS --weights"
+    console.print(f"Next: cutroom {'sample' if is_pipeline else 'vae eval'} {following} {escape(last)}")
 
 
 def _say_preflight(reports: dict[str, Preflight], *, json: bool) -> None:

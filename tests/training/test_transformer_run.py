@@ -156,6 +156,7 @@ def test_additions_alone_are_trained_and_diffusers_loads_them(config: Path, star
         ("model.size=debug", "either `size`"),
         ("text.start=/nowhere", "text.start"),
         ("packing.attention=fast", "no attention"),
+        ("data.shuffle=false", "always shuffled"),
     ],
 )
 def test_what_cannot_be_met_exits_with_2_before_anything_is_encoded(

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from curation.errors import UsageError
+from training.transformer.adapters import Lora, write_diffusers
 from training.transformer.model import Transformer
-from training.transformer.weights import aside
 
-FILE = "pytorch_lora_weights.safetensors"
-_PREFIX = "transformer."
 _PARTS = (".lora_A.weight", ".lora_B.weight")
 
 
@@ -69,16 +66,11 @@ def _is(name: str, target: str) -> bool:
 def write_lora(folder: Path, *, state: Mapping[str, Tensor], scales: Mapping[str, float]) -> None:
     """Write the additions for ``load_lora_weights`` of diffusers; other tensors of ``state`` are left out.
 
-    The scale is multiplied into B, so that readers that know of no alpha, and take 1, are right.
+    See ``adapters.write_diffusers``; ``cutroom sample --lora`` and ``cutroom convert`` read it too.
     """
-    tensors = {}
-    for layer, scale in scales.items():
-        a, b = (state[layer + part] for part in _PARTS)
-        tensors[f"{_PREFIX}{layer}{_PARTS[0]}"] = a.detach().cpu().contiguous()
-        tensors[f"{_PREFIX}{layer}{_PARTS[1]}"] = (b.detach() * scale).cpu().contiguous()
-    folder.mkdir(parents=True, exist_ok=True)
-    with aside(folder / FILE) as file:
-        save_file(tensors, file, metadata={"format": "pt"})
+    a, b = ({layer: state[layer + part].detach().cpu() for layer in scales} for part in _PARTS)
+    alphas = {layer: scale * len(a[layer]) for layer, scale in scales.items()}
+    write_diffusers(folder, Lora(a, b, alphas))
 
 
 def merged(state: Mapping[str, Tensor], scales: Mapping[str, float]) -> dict[str, Tensor]:

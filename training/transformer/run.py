@@ -71,6 +71,8 @@ class TransformerTraining:
         if self.packing is not None:
             self.packing.check()
         check_wandb(self.training.wandb)
+        if not self.data.shuffle:
+            raise UsageError("data.shuffle false: the transformer's samples are always shuffled; leave it out")
         for bucket in self.data.buckets:
             if bucket.frames % 4 != 1 or bucket.height % 16 or bucket.width % 16:
                 raise UsageError(
