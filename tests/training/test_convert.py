@@ -190,7 +190,7 @@ def test_the_lora_of_a_whole_checkpoint_of_sat_is_found_in_it(tmp_path: Path) ->
         ({"to": "diffusers"}, r"is no SAT checkpoint"),
         ({"source": "absent"}, r"there is no absent"),
         ({"target": "ours"}, r"holds something already"),
-        ({"kind": "vae"}, r"has no config.json|no configuration of a VAE"),
+        ({"kind": "vae"}, r"has no config.json|no configuration of a vae"),
         ({"kind": "lora"}, r"no LoRA in"),
         ({"kind": "vae", "to": "diffusers"}, r"holds 0 files of SAT"),
         ({"source": "sat"}, r"in the form of SAT already"),

@@ -202,7 +202,7 @@ def broken(folder: Path, fault: str) -> None:
     [
         ("config", "no config.json"),
         ("other model", "'AutoencoderKL', not 'AutoencoderKLCogVideoX'"),
-        ("no json", "is no configuration"),
+        ("no json", "config.json cannot be read"),
         ("pickle", "diffusion_pytorch_model.bin is a pickle"),
         ("torn", "is damaged"),
         ("shard", "lacks model-1-of-2.safetensors"),

@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from curation.errors import UsageError
-from training.transformer import sat, weights
+from training import weights
+from training.transformer import sat
 
 DIFFUSERS = "pytorch_lora_weights.safetensors"
 PEFT, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from training.transformer.weights import aside
+from training.weights import aside
 
 _OPEN_FILES = 32
 _STALE_S = 24 * 3600.0  # what is aside for so long is of a process that was killed

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from shards.bytes import Bytes
 from shards.read import Catalogue, Shard
-from training.transformer.weights import aside
+from training.weights import aside
 
 _VERSION = 1
 _SCHEMA = pa.schema([("place", pa.int64()), ("digest", pa.string()), ("caption", pa.string())])

@@ -19,13 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from curation.errors import UsageError, nearest
-from training.transformer import adapters, sat, weights
+from training import weights
+from training.transformer import adapters, sat
 from training.transformer.config import TransformerConfig
 from training.transformer.diffusion import FILE as SCHEDULER
 from training.transformer.diffusion import Diffusion
 from training.transformer.model import PART, Transformer
 from training.transformer.models import SAT_VAE, find_sat, load_transformer, sat_config, sat_diffusion, sat_vae_config
-from training.vae import weights as vae_weights
 from training.vae.config import VAEConfig
 from training.vae.model import VAE
 
@@ -110,12 +110,12 @@ def _from_sat(source: Path, target: Path) -> Path:
 
 
 def _vae_to_sat(source: Path, target: Path) -> Path:
-    folder = vae_weights.find(_trained(source))
-    config = vae_weights.read_config(folder)
+    folder = weights.find(_trained(source), part="vae")
+    config = weights.read_config(folder, VAEConfig.from_mapping, part="vae")
     state = weights.read_weights(folder, dtype=None)
     with torch.device("meta"):
         wanted = VAE(config).state_dict()
-    vae_weights.check_names(folder, wanted=wanted, found=state)
+    weights.check_names(folder, wanted=wanted, found=state)
     found = sat.vae_to_sat(state, rest=_read_rest(folder))
     target.mkdir(parents=True, exist_ok=True)
     with weights.aside(target / SAT_VAE) as other:
@@ -134,9 +134,9 @@ def _vae_from_sat(source: Path, target: Path, scaling_factor: float | None) -> P
         config = _with_factor(config, scaling_factor)
     with torch.device("meta"):
         wanted = VAE(config).state_dict()
-    vae_weights.check_names(files[0].parent, wanted=wanted, found=state)
+    weights.check_names(files[0].parent, wanted=wanted, found=state)
     _write_rest(target, rest)
-    vae_weights.write(target, config=config, state=state)
+    weights.write(target, config=config.to_json(), state=state)
     return target
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from curation.errors import UsageError
-from training.transformer import weights
+from training import weights
 
 FILE = "scheduler_config.json"
 _FIXED = {

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from curation.errors import UsageError, nearest
-from training.transformer import weights
+from training import weights
 from training.transformer.config import TransformerConfig
 from training.transformer.models import DTYPES
 from training.transformer.text import TextEncoder

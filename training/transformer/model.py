@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from training.transformer import weights
+from training import weights
 from training.transformer.attention import ATTENTION, Attention, Segments
 from training.transformer.config import TransformerConfig
 from training.transformer.layers import Block, Layout, OutputNorm, PatchEmbed, TimeEmbedding

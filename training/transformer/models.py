@@ -21,13 +21,13 @@ from torch import nn
 
 from curation.errors import UsageError, nearest, one_line
 from curation.model_files import identity, is_path
-from training.transformer import adapters, sat, weights
+from training import weights
+from training.transformer import adapters, sat
 from training.transformer.config import SIZES, TransformerConfig
 from training.transformer.diffusion import FILE as SCHEDULER
 from training.transformer.diffusion import Diffusion
 from training.transformer.model import PART, Transformer
 from training.vae import config as vae_config
-from training.vae import weights as vae_weights
 from training.vae.config import VAEConfig
 from training.vae.model import VAE
 
@@ -196,12 +196,12 @@ def _vae(root: Path, config: TransformerConfig) -> tuple[Path, VAEConfig]:
     if files:
         return files[0], sat_vae_config(files[0], config)
     try:
-        folder = vae_weights.find(root)
-        shape = vae_weights.read_config(folder)
+        folder = weights.find(root, part="vae")
+        shape = weights.read_config(folder, VAEConfig.from_mapping, part="vae")
     except UsageError as error:
         raise UsageError(f"{root} brings no VAE: name one with --vae ({error})") from error
     if not any(folder.glob("*.safetensors")):
-        vae_weights.read_weights(folder, dtype=torch.float32)  # says what is missing
+        weights.read_weights(folder, dtype=torch.float32)  # says what is missing
     return folder, shape
 
 
@@ -211,7 +211,7 @@ def sat_vae_config(file: Path, config: TransformerConfig | None = None) -> VAECo
     SAT keeps the scaling factor with the transformer: 1.15258426 for 2b (the default here), 0.7 for 5b and 1.5.
     """
     if (file.parent / weights.CONFIG).is_file():
-        return vae_weights.read_config(file.parent)
+        return weights.read_config(file.parent, VAEConfig.from_mapping, part="vae")
     if config is None or not config.use_rotary_positional_embeddings:
         return vae_config.size("full")
     inverts = config.patch_size_t is not None
@@ -326,7 +326,7 @@ def load_vae(place: Path, config: VAEConfig, *, dtype: torch.dtype) -> VAE:
     with torch.device("meta"):
         vae = VAE(config)
     state = {name: tensor.to(dtype) for name, tensor in state.items()}
-    vae_weights.check_names(place, wanted=vae.state_dict(), found=state)
+    weights.check_names(place, wanted=vae.state_dict(), found=state)
     vae.load_state_dict(state, assign=True)
     return vae.eval()
 

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from training.transformer.config import TransformerConfig
 from training.transformer.diffusion import Diffusion
-from training.transformer.weights import aside, write
-from training.vae import weights as vae_weights
 from training.vae.config import VAEConfig
+from training.weights import CONFIG, aside, write
 
 INDEX = "model_index.json"
 _TEXT = ("text_encoder", "tokenizer")
@@ -45,8 +44,8 @@ def write_pipeline(folder: Path, *, config: TransformerConfig, state: Mapping[st
     """
     write(folder / "transformer", config=config.to_json(), state=state)
     parts.diffusion.save_pretrained(folder / "scheduler")
-    _share(parts.vae, folder / "vae", leave=(vae_weights.CONFIG,))
-    with aside(folder / "vae" / vae_weights.CONFIG) as file:
+    _share(parts.vae, folder / "vae", leave=(CONFIG,))
+    with aside(folder / "vae" / CONFIG) as file:
         file.write_text(parts.vae_config.to_json(), encoding="utf-8")
     for name, source in zip(_TEXT, parts.text, strict=True):
         _share(source, folder / name)

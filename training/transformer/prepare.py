@@ -11,12 +11,12 @@ import torch
 
 from curation.errors import UsageError
 from shards.read import Catalogue
+from training import weights
 from training.checkpoint import on_first
 from training.data.held_out import open_parts
 from training.data.preflight import preflight
 from training.distributed import World
 from training.pretrained import fetch
-from training.transformer import weights
 from training.transformer.batches import Kept
 from training.transformer.cache import Cache
 from training.transformer.config import TransformerConfig, size
@@ -28,7 +28,6 @@ from training.transformer.plan import Plan
 from training.transformer.samples import Sample, name, readable, views
 from training.transformer.sources import WORDS, TextFolders, digest_of_files, find_text
 from training.transformer.text import TextEncoder
-from training.vae import weights as vae_weights
 from training.vae.config import Chunks, Tiles, VAEConfig
 from training.vae.model import VAE
 
@@ -88,8 +87,8 @@ def find_models(config: TransformerTraining, *, before: Path | None = None) -> M
     else:
         folder = weights.find(start, part="transformer")
         transformer = weights.read_config(folder, TransformerConfig.from_mapping, part="transformer")
-    vae = vae_weights.find(before if before is not None else fetch(config.vae.start, part="vae"))
-    vae_config = vae_weights.read_config(vae)
+    vae = weights.find(before if before is not None else fetch(config.vae.start, part="vae"), part="vae")
+    vae_config = weights.read_config(vae, VAEConfig.from_mapping, part="vae")
     if vae_config.latent_channels != transformer.out_channels:
         raise UsageError(
             f"{vae} makes latents of {vae_config.latent_channels} channels, and the transformer reads "

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from curation.errors import UsageError, one_line
+from training import weights
 from training.pictures import contact_sheet, to_frames, write_picture, write_video
-from training.transformer import embeddings, weights
+from training.transformer import embeddings
 from training.transformer.extend import make
 from training.transformer.models import Models, load
 from training.transformer.requests import Job, Prepared

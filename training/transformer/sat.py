@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from curation.errors import UsageError
-from training.transformer import weights
+from training import weights
 from training.transformer.config import SIZES, TransformerConfig
 from training.transformer.positions import sinusoidal
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from curation.errors import UsageError, one_line
 from curation.model_files import is_path
-from training.transformer.weights import aside, read_json
+from training.weights import aside, read_json
 
 WORDS = "words"
 _READ_BYTES = 1 << 24

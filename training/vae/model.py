@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from training.vae import weights
+from training import weights
 from training.vae.config import Chunks, Tiles, VAEConfig, spans
 from training.vae.gaussian import Gaussian
 from training.vae.layers import EPS, CausalConv3d, Downsample, GroupNorm, ResnetBlock, SpatialNorm, Upsample, silu
@@ -105,6 +105,9 @@ class Decoder(nn.Module):
         return out
 
 
+PART = "vae"
+
+
 class VAE(nn.Module):
     """The 3D causal VAE. Latents leave ``encode`` and enter ``decode`` unscaled: ``scaling_factor`` is the caller's."""
 
@@ -179,8 +182,8 @@ class VAE(nn.Module):
         Reads ``config.json`` and safetensors (also in shards). Raises UsageError with the folder, what is missing in
         it and what to do.
         """
-        folder = weights.find(folder)
-        config = weights.read_config(folder)
+        folder = weights.find(folder, part=PART)
+        config = weights.read_config(folder, VAEConfig.from_mapping, part=PART)
         with torch.device("meta"):  # nothing is filled in that is to be overwritten
             vae = cls(config)
         state = weights.read_weights(folder, dtype=dtype)
@@ -190,7 +193,7 @@ class VAE(nn.Module):
 
     def save_pretrained(self, folder: str | Path, *, state: Mapping[str, Tensor] | None = None) -> None:
         """Write ``config.json`` and the weights (or ``state``, such as their moving average) for this and diffusers."""
-        weights.write(folder, config=self.config, state=self.state_dict() if state is None else state)
+        weights.write(folder, config=self.config.to_json(), state=self.state_dict() if state is None else state)
 
 
 def blocks(vae: VAE) -> list[ResnetBlock]:

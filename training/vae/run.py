@@ -12,6 +12,7 @@ import torch
 
 from curation.errors import UsageError
 from curation.model_files import is_path
+from training import weights
 from training.data.held_out import open_parts
 from training.data.loader import Batch, Loader
 from training.data.preflight import Preflight, preflight
@@ -21,8 +22,7 @@ from training.loop import WEIGHTS, Trainer
 from training.metrics import check_wandb
 from training.pretrained import fetch
 from training.settings import STRICT, OptimiserSettings, Training, TrainingStage, load_stages
-from training.vae import weights
-from training.vae.config import size
+from training.vae.config import VAEConfig, size
 from training.vae.model import VAE, checkpoint_blocks
 from training.vae.settings import LossSettings, ModelSettings
 from training.vae.task import VAETask
@@ -79,7 +79,7 @@ def load(file: Path, *, changes: Sequence[str] = ()) -> list[TrainingStage[VAETr
     if first.size is not None:
         size(first.size)
     if first.start is not None and is_path(first.start):
-        weights.read_config(weights.find(first.start))
+        weights.read_config(weights.find(first.start, part="vae"), VAEConfig.from_mapping, part="vae")
     return stages
 
 
