@@ -29,13 +29,14 @@ def write_many(folder: Path, count: int) -> Path:
 
 
 def read_some(folder: Path) -> None:
-    """In a process of its own: read 500 batches, and print what it and its children hold after 100 and after all.
+    """In a process of its own: read 400 batches, and print what it and its children hold after 100 and after all.
 
-    The first batches are left out: modules and buffers come with them.
+    The first batches are left out: modules and buffers come with them. Neither is near a multiple of 250, where the
+    decoder of two clips a batch is exchanged for a fresh one (see ``curation.isolate``).
     """
     with Loader(settings(folder, batch_size=2), workers=1) as loader:
-        held = {number: _resident() for number, _ in zip(range(500), loader, strict=False) if number in (100, 499)}
-        print(json.dumps({"early": held[100], "late": held[499], "samples": loader.plan(0).counts()[0, False][0]}))
+        held = {number: _resident() for number, _ in zip(range(401), loader, strict=False) if number in (100, 400)}
+        print(json.dumps({"early": held[100], "late": held[400], "samples": loader.plan(0).counts()[0, False][0]}))
 
 
 def _resident() -> int:
@@ -56,7 +57,7 @@ def test_memory_is_flat_from_100_to_10_000_clips(tmp_path: Path) -> None:
     few, many = (measured(write_many(tmp_path / str(count), count)) for count in (100, 10_000))
     assert (few["samples"], many["samples"]) == (100, 10_000)
     for one in (few, many):
-        assert one["late"] - one["early"] < 8 << 20
+        assert abs(one["late"] - one["early"]) < 8 << 20
     # The catalogue of 10,000 clips and two plans of them, 200 bytes each, and what allocators keep of making them.
     assert many["late"] - few["late"] < 48 << 20
 
