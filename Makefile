@@ -34,6 +34,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.shots
 	$(BIN)/python -m benchmarks.filters
 	$(BIN)/python -m benchmarks.duplicates
+	$(BIN)/python -m benchmarks.vae_learns bench-vae
 
 clean:
-	rm -rf .venv build dist *.egg-info cutroom-demo cutroom-out
+	rm -rf .venv build dist *.egg-info cutroom-demo cutroom-out bench-vae

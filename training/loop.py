@@ -211,7 +211,8 @@ class Trainer:
         with average.applied() if average else contextlib.nullcontext(), torch.no_grad(), self._autocast():
             figures = self._task.judge(self.state.step, self._folder / "samples")
         if metrics:
-            metrics.log(self.state.step, {f"held_out_{figure}": value for figure, value in figures.items()})
+            named: dict[str, float | None] = {f"held_out_{figure}": value for figure, value in figures.items()}
+            metrics.log(self.state.step, {"seconds": self.state.seconds, **named})
         return figures
 
     def _parts(self) -> dict[str, Any]:

@@ -241,7 +241,7 @@ run("told", [footage], output, config=config, engine=engine, shards=False)
 """
 
 
-@pytest.mark.parametrize("engine", ["local", "ray"])
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_nobodys_caption_goes_to_another_clip(
     models: dict[str, Path], footage: Path, tmp_path: Path, log: Path, engine: EngineName
 ) -> None:

@@ -51,6 +51,7 @@ def test_four_and_four_steps_are_eight_bit_for_bit(config: Path, tmp_path: Path)
     assert samples[-3:] == ["step-00000008.jpg", "step-00000008.mp4", "step-00000008.txt"]
 
 
+@pytest.mark.slow
 def test_kill_9_while_encoding_and_training_changes_nothing(config: Path, tmp_path: Path) -> None:
     train_transformer(config, tmp_path / "whole", say=quiet)
     arguments = ["train", "transformer", str(config), "--output", str(tmp_path / "killed")]

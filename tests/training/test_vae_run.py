@@ -81,6 +81,7 @@ def test_four_and_four_steps_are_eight_bit_for_bit(config: Path, tmp_path: Path)
     assert _equal(tmp_path / "whole", tmp_path / "halves")
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_costs_only_what_came_after_the_last_checkpoint(config: Path, tmp_path: Path) -> None:
     train_vae(config, tmp_path / "whole", changes=["training.steps=16"], say=_quiet)
     arguments = ["train", "vae", str(config), "--output", str(tmp_path / "killed"), "--set", "training.steps=16"]
