@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +57,21 @@ def read_config(folder: Path, build: Callable[[Mapping[str, Any]], Config], *, p
         return build(values)
     except (UsageError, TypeError) as error:
         raise UsageError(f"{file} is no configuration of a {part}: {error}") from error
+
+
+def known_fields(kind: type, values: Mapping[str, Any], *, name: str, part: str) -> dict[str, Any]:
+    """The fields of the dataclass ``kind`` in a parsed ``config.json``.
+
+    Names it does not know are warned of and left out, as diffusers does. Raises UsageError if it is the configuration
+    of another class than diffusers' ``name``.
+    """
+    if values.get("_class_name", name) != name:
+        raise UsageError(f"it configures {values['_class_name']!r}, not {name!r}")
+    known = {field.name for field in dataclasses.fields(kind)}
+    given = {key: value for key, value in values.items() if not key.startswith("_")}
+    for unknown in sorted(given.keys() - known):
+        warnings.warn(f"the {part}'s config has the unknown field {unknown!r}; it is left out", stacklevel=3)
+    return {key: value for key, value in given.items() if key in known}
 
 
 def read_weights(folder: Path, *, dtype: dtype | None) -> dict[str, Tensor]:

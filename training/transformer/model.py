@@ -11,7 +11,6 @@ Latents are laid out (B, T, C, H, W) as in diffusers, scaled as for the diffusio
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast, overload
@@ -19,9 +18,9 @@ from typing import cast, overload
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from training import weights
+from training.recompute import recompute
 from training.transformer.attention import ATTENTION, Attention, Segments
 from training.transformer.config import TransformerConfig
 from training.transformer.layers import Block, Layout, OutputNorm, PatchEmbed, TimeEmbedding
@@ -263,11 +262,5 @@ def blocks(transformer: Transformer) -> list[Block]:
 
 
 def checkpoint_blocks(transformer: Transformer) -> None:
-    """Have every block forget what it computed and compute it again in the backward pass. In place, once.
-
-    About a third more time for a fraction of the memory. Names of parameters stay, and without gradients (in
-    evaluation) nothing changes.
-    """
-    for block in blocks(transformer):
-        if "forward" not in vars(block):
-            vars(block)["forward"] = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    """Keep no activations within blocks; see ``recompute``."""
+    recompute(blocks(transformer))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from curation.errors import UsageError, nearest
+from training.weights import known_fields
 
 CLASS_NAME = "AutoencoderKLCogVideoX"
 _DOWN = "CogVideoXDownBlock3D"
@@ -94,17 +94,9 @@ class VAEConfig:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> VAEConfig:
-        """Read a parsed ``config.json``. Names it does not know are warned of and left out, as diffusers does.
-
-        Raises UsageError if it is the configuration of another model.
-        """
-        if values.get("_class_name", CLASS_NAME) != CLASS_NAME:
-            raise UsageError(f"it configures {values['_class_name']!r}, not {CLASS_NAME!r}")
-        known = {field.name for field in dataclasses.fields(cls)}
-        given = {name: value for name, value in values.items() if not name.startswith("_")}
-        for name in sorted(given.keys() - known):
-            warnings.warn(f"the VAE's config has the unknown field {name!r}; it is left out", stacklevel=2)
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k in known}
+        """Read a parsed ``config.json``; see ``weights.known_fields``."""
+        given = known_fields(cls, values, name=CLASS_NAME, part="VAE")
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
         return cls(**fields)
 
 

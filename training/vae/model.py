@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from training import weights
+from training.recompute import recompute
 from training.vae.config import Chunks, Tiles, VAEConfig, spans
 from training.vae.gaussian import Gaussian
 from training.vae.layers import EPS, CausalConv3d, Downsample, GroupNorm, ResnetBlock, SpatialNorm, Upsample, silu
@@ -202,11 +202,5 @@ def blocks(vae: VAE) -> list[ResnetBlock]:
 
 
 def checkpoint_blocks(vae: VAE) -> None:
-    """Have every residual block forget what it computed and compute it again in the backward pass. In place, once.
-
-    About a third more time for a fraction of the memory. Names of parameters stay, and without gradients (in
-    evaluation) nothing changes.
-    """
-    for block in blocks(vae):
-        if "forward" not in vars(block):
-            vars(block)["forward"] = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    """Keep no activations within blocks; see ``recompute``."""
+    recompute(blocks(vae))
