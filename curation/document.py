@@ -42,7 +42,7 @@ class Document:
         except (yaml.YAMLError, RecursionError) as error:
             raise ConfigError(f"not valid YAML: {error}", file=str(file), line=1, column=1) from error
         if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-            raise self.error((), "expected a mapping from pipeline names to pipelines")
+            raise self.error((), "expected a mapping from names to what they stand for")
         self.content: dict[str, Any] = content
 
     def _refuse_duplicates(self, node: yaml.Node, visited: set[int]) -> None:
