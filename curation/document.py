@@ -20,7 +20,7 @@ EXPECTED = "expected"  # in a field's metadata: what its entries have to be, in 
 class Document:
     """A YAML file with the position of everything in it."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, holds: str = "pipeline names to pipelines") -> None:
         self.file = file
         try:
             text = file.read_text(encoding="utf-8")
@@ -42,7 +42,7 @@ class Document:
         except (yaml.YAMLError, RecursionError) as error:
             raise ConfigError(f"not valid YAML: {error}", file=str(file), line=1, column=1) from error
         if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-            raise self.error((), "expected a mapping from names to what they stand for")
+            raise self.error((), f"expected a mapping from {holds}")
         self.content: dict[str, Any] = content
 
     def _refuse_duplicates(self, node: yaml.Node, visited: set[int]) -> None:

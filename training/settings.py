@@ -120,7 +120,7 @@ def load_stages(file: Path, kind: type[C], *, changes: Sequence[str] = ()) -> li
         UsageError: a change is no setting, or the file is missing.
         ConfigError: a mistake inside the file, with file:line:column.
     """
-    document = Document(file)
+    document = Document(file, holds="settings to their values")
     common = {name: value for name, value in document.content.items() if name != _STAGES}
     listed = document.content.get(_STAGES, [{}])
     if not isinstance(listed, list) or not listed or not all(isinstance(stage, dict) for stage in listed):

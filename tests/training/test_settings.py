@@ -82,6 +82,7 @@ def test_a_wrong_change_is_named(change: str, message: str, tmp_path: Path) -> N
         (_TWO.replace("context_parallel", "context_paralel"), "10:7", "Did you mean 'context_parallel'"),
         (_TWO.replace("name: long", "name: short"), "7:5", "two stages have the name 'short'"),
         (_TWO.replace("name: long", "name: ../x"), "7:5", "a name of letters"),
+        ("x", "1:1", "a mapping from settings to their values"),
         ("training: {steps: 5}\nstages: 3", "2:1", "a list of stages is meant"),
         ("training: {steps: 5}\ntrainin: {}", "2:1", "unknown key 'trainin'"),
     ],
