@@ -30,7 +30,7 @@ CLIP_S = 4.0
 _SHORTEST_S = 2.0
 _PER_VIDEO = 2
 # Broken files, one that is black, and others that show the same as one of these.
-_LEFT_OUT = ("broken_", "black_", "bbb_tree_hevc", "bbb_tree_vp9", "carphone_distorted", "cosmos_")
+_LEFT_OUT = ("broken_", "black_", "bbb_tree_hevc", "bbb_tree_vp9", "carphone_distorted", "cosmos_", "nasa_13013_vfr")
 _TICK = Fraction(1, 1000)
 
 
@@ -63,14 +63,17 @@ class Source:
     after: Film
 
 
-def sources(count: int, videos: Path | None) -> Iterator[Source]:
-    """``count`` sources: real ones as far as there are any, painted ones for a quarter at least."""
-    real = list(itertools.islice(_spans(videos), count - count // 4)) if videos is not None else []
-    for path, start_s, middle_s, end_s in real:
+def real_sources(videos: Path) -> Iterator[Source]:
+    """All that the videos of a folder give."""
+    for path, start_s, middle_s, end_s in _spans(videos):
         film = _read(path, start_s, end_s)
         share = (middle_s - start_s) / (end_s - start_s)
         yield Source(f"{path.stem}@{start_s:.1f}", film.between(0, share), film.between(share, 1))
-    for seed in range(count - len(real)):
+
+
+def painted_sources() -> Iterator[Source]:
+    """As many as one wants."""
+    for seed in itertools.count():
         random = np.random.default_rng([7, seed])
         take = make_take(random, SIZE, count=int(2 * CLIP_S * FPS), fps=FPS)
         film = Film([take.frame(i) for i in range(len(take))], np.arange(len(take)) / FPS)

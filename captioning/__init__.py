@@ -1,9 +1,10 @@
-"""Captions: stages that write the caption columns of a clip."""
+"""Captions, and whatever else is asked of models that see or write."""
 
 from __future__ import annotations
 
 # Stage name in pipelines.yaml -> where the class lives.
 CAPTIONERS: dict[str, str] = {
+    "ask": "captioning.ask:Ask",
     "caption": "captioning.stages:Caption",
     "caption_checks": "captioning.checks:CaptionChecks",
     "caption_similarity": "captioning.similarity:CaptionSimilarity",

@@ -16,6 +16,7 @@ _MOVES = {
     "roll_ccw": ("roll", "counterclockwise"),
     "shake": ("shake", ""),
 }
+LABELS = tuple(_MOVES)
 _SILENT = ("undetermined",)  # of what is not known, nothing is said
 
 

@@ -87,6 +87,8 @@ class Captioner(Stage):
     def settings(self) -> dict[str, Any]:
         model = self.model if self.endpoint or is_callable(self.model) else identity(self.model, *LOCAL_FILES)
         sent: dict[str, Any] = {"body": self.endpoint.body} if self.endpoint and self.endpoint.body else {}
+        if self.endpoint and self.endpoint.omit:
+            sent["omit"] = sorted(self.endpoint.omit)
         if self.endpoint and self.asks_for_video:
             sent["sent_as"] = "mp4"  # once these were single pictures
         if self.vllm and self.vllm.max_model_len is not None:
@@ -122,10 +124,10 @@ class Captioner(Stage):
             sampling=Sampling(temperature=self.temperature, seed=self.seed, deterministic=self.deterministic),
             threads=self.threads,
         )
-        self._journal = Journal(self._folder, self.name)
+        self._journal = Journal(self._folder, self.name.partition("(")[0])  # the keys say what was asked
 
     def requests(self, clip: dict[str, Any]) -> list[Request]:
-        """What to ask about a clip, given as its row; nothing if it cannot be described."""
+        """What to ask about a clip, given as its row; nothing if it cannot be described, or all is known already."""
         raise NotImplementedError
 
     def result(self, clip: dict[str, Any], replies: list[Reply]) -> dict[str, Any]:
@@ -158,7 +160,7 @@ class Captioner(Stage):
         good = [reply for reply in in_order if isinstance(reply, Reply)]
         if len(good) < len(in_order):
             return next(reply for reply in in_order if isinstance(reply, Exception))
-        return self.result(clip, good) if good else dict.fromkeys(self.writes.names)
+        return self.result(clip, good) if good else {name: clip.get(name) for name in self.writes.names}
 
     def _answers(
         self, clips: list[dict[str, Any]], asked: list[list[Request] | Exception]
@@ -186,7 +188,8 @@ class Captioner(Stage):
         return answers
 
     def _key(self, clip_id: str, question: int, request: Request) -> str:
-        made_by = {name: value for name, value in self.settings_once.items() if name != "prompt"}
+        stated = ("prompt", "questions")  # in the request itself
+        made_by = {name: value for name, value in self.settings_once.items() if name not in stated}
         text = json.dumps([clip_id, question, request.digest(), made_by], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from captioning.pictures import decode, metadata_of
 from captioning.plain import control_tokens, plain
 from captioning.requests import Reply, Request
-from curation.errors import UsageError
+from curation.errors import UsageError, one_line
 from curation.model_files import MissingWeightsError, check_weights, located
 from curation.torchvision import mend
 
@@ -41,7 +42,7 @@ def load(source: str, *, device: str, dtype: str) -> tuple[Any, Any]:
         The model, and its processor (or tokenizer, where the model reads only text).
 
     Raises:
-        UsageError: the model is not there, or of another kind.
+        UsageError: the model is not there, of another kind, damaged, or does not fit on the device.
     """
     import torch
 
@@ -52,15 +53,33 @@ def load(source: str, *, device: str, dtype: str) -> tuple[Any, Any]:
     try:
         model = opener.from_pretrained(
             located(source), dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
-        )
+        ).to(device)
     except (OSError, ValueError) as error:
         raise _not_opened(source, error) from error
+    except Exception as error:  # damaged weights raise anything
+        raise UsageError(f"the model {source} cannot be loaded on {device}: {one_line(error)}") from error
     processor = load_processor(source)
     # Settings that come with a model are for chatting: a penalty on words said before changes captions, here and in
     # every model that is made of this one.
     marks = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
     model.generation_config = GenerationConfig(**{name: getattr(model.generation_config, name) for name in marks})
-    return model.to(device).eval(), processor
+    return model.eval(), processor
+
+
+def check_whole(source: str) -> None:
+    """Make sure that no file of weights in a folder is damaged or breaks off; only their headers are read.
+
+    Raises:
+        UsageError: one is.
+    """
+    from safetensors import safe_open
+
+    for path in sorted(Path(located(source)).glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except Exception as error:  # safetensors has an error of its own, which is of no built-in kind
+            raise UsageError(f"{path} is damaged ({one_line(error)}); copy or download the model again") from error
 
 
 def load_processor(source: str) -> Any:

@@ -98,14 +98,8 @@ class CaptionChecks(Stage):
         self._captions = caption_columns(columns.names if self.column is None else (self.column,))
 
     def process(self, clips: pa.Table) -> pa.Table:
-        rows = [self._measure(caption_of(row) or "", self._was_stopped(row)) for row in clips.to_pylist()]
+        rows = [self._measure(caption_of(row) or "", was_stopped(row)) for row in clips.to_pylist()]
         return pa.Table.from_pylist(rows, schema=self.writes)
-
-    def _was_stopped(self, row: dict[str, Any]) -> bool:
-        """Whether the caption is unfinished because its model was stopped."""
-        stopped = bool((row.get(_USAGE) or {}).get("cut_off"))
-        cleaned = row.get("caption_changes") is not None  # then what was unfinished may be gone
-        return stopped and not (cleaned and is_finished(caption_of(row) or ""))
 
     def _measure(self, text: str, stopped: bool) -> dict[str, Any]:
         count = len(words(text))
@@ -120,6 +114,13 @@ class CaptionChecks(Stage):
             "caption_cut_off": float(stopped or is_cut_off(text)),
             "caption_language": language_of(text, self.languages),
         }
+
+
+def was_stopped(row: dict[str, Any]) -> bool:
+    """Whether the caption of a clip, given as its row, is unfinished because its model was stopped."""
+    stopped = bool((row.get(_USAGE) or {}).get("cut_off"))
+    cleaned = row.get("caption_changes") is not None  # then what was unfinished may be gone
+    return stopped and not (cleaned and is_finished(caption_of(row) or ""))
 
 
 def count_tokens(text: str, tokenizer: str) -> int:

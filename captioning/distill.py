@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from captioning.captioner import LOCAL_FILES
-from captioning.chat import kind_of, takes_images
+from captioning.chat import check_whole, kind_of, takes_images
 from captioning.examples import Encoder, Example, Sheets, digest, read_examples, split
 from captioning.question import RECORD, Question
 from captioning.tuning import Settings, Tuned, prepare, rate_at
+from curation.devices import find_device
 from curation.errors import UsageError
-from curation.model_files import identity
+from curation.model_files import check_safetensors, identity
 from curation.output import locked
 
 LOG = "log.jsonl"
@@ -45,7 +46,7 @@ class Distilled:
         caption_versions, caption_models: whose captions were learnt.
         data: a digest of the clips and captions.
         num_without_sheet, num_torn: clips that were left out, because they have no contact sheet, or a picture of it
-            cannot be decoded.
+            cannot be decoded. num_flawed: others, because their caption breaks off or is a refusal.
         held_out: clip_ids that were not learnt from.
         steps, seconds: of training; the model is that after ``best_step``.
         stopped: why training ended: ``epochs``, ``minutes`` or ``no progress``.
@@ -64,7 +65,8 @@ class Distilled:
     num_clips: int
     num_without_sheet: int
     held_out: list[str]
-    num_torn: int = 0  # records of before it was counted have none
+    num_torn: int = 0  # records of before these were counted have none
+    num_flawed: int = 0
     steps: int = 0
     best_step: int = 0
     seconds: float = 0.0
@@ -100,8 +102,13 @@ def distill(
         UsageError: the request cannot be met. The message says why.
     """
     question, settings, output = question or Question(), settings or Settings(), Path(output)
-    _check_request(base, settings)
-    examples = read_examples(run)
+    _check_request(base, settings, device)
+    import torch
+
+    captioned = read_examples(run)
+    examples, flawed = ([e for e in captioned if bool(e.flaw) == wrong] for wrong in (False, True))
+    if not examples:
+        raise UsageError(f"{run} has only captions that break off or are refusals; caption it with another model")
     learnt, held_out = split(examples, settings.held_out)
     found = Distilled(
         run=str(run),
@@ -113,8 +120,9 @@ def distill(
         caption_versions=sorted({example.caption_version or "unknown" for example in examples}),
         caption_models=sorted({example.caption_model or "unknown" for example in examples}),
         data=digest(examples),
-        num_clips=len(examples),
+        num_clips=len(captioned),
         num_without_sheet=0,
+        num_flawed=len(flawed),
         held_out=[example.clip_id for example in held_out],
     )
     _check_output(output, found)
@@ -125,6 +133,11 @@ def distill(
         folder = output / _TRAINING
         folder.mkdir(exist_ok=True)
         _write_json(folder / "request.json", found.request())
+        if flawed:
+            first = flawed[0]
+            say(
+                f"{len(flawed)} clips are left out for their captions; the first is {first.clip_id}, which {first.flaw}"
+            )
         sheets = Sheets(run, [example.clip_id for example in examples], folder / "sheets")
         try:
             learnt, held_out = ([e for e in part if e.clip_id in sheets] for part in (learnt, held_out))
@@ -138,19 +151,27 @@ def distill(
                 raise UsageError(f"{run} has contact sheets of too few of its captioned clips; run the pipeline again")
             found = dataclasses.replace(found, num_without_sheet=len(examples) - num_with_sheet, num_torn=len(torn))
             found = _train(found, learnt, held_out, sheets, output, device=device, say=say)
+        except torch.OutOfMemoryError as error:
+            raise UsageError(
+                f"the GPU's memory does not suffice for --batch {settings.batch} and --method {settings.method}: lower "
+                "--batch and raise --accumulate, add --save-memory, or take lora, and name a new --output"
+            ) from error
         finally:
             sheets.close()
         shutil.rmtree(folder)
     return found
 
 
-def _check_request(base: str, settings: Settings) -> None:
+def _check_request(base: str, settings: Settings, device: str | None) -> None:
     for module, package in _PACKAGES.items():
         if importlib.util.find_spec(module) is None:
             raise UsageError(f"distillation needs {package}: pip install 'cutroom[caption]'")
     settings.check()
+    find_device(device)
     if kind_of(base) != "image-text-to-text":
         raise UsageError(f"--base {base} reads only text; a model is needed that sees, such as Qwen2.5-VL")
+    check_safetensors(base)
+    check_whole(base)
 
 
 def _check_output(output: Path, found: Distilled) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import base64
-import concurrent.futures
+import collections
 import dataclasses
 import os
+import queue
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from annotated_types import Ge, Gt
 
@@ -20,7 +21,10 @@ from captioning.plain import USUAL_CONTROLS, plain
 from captioning.requests import RefusedError, Reply, Request, Sampling
 from curation.errors import NotNowError, UsageError, nearest, one_line
 
+Field = Literal["max_tokens", "seed", "temperature"]
+FIELDS = get_args(Field)
 _CHECK_S = 10.0  # for the server to say which models it has
+_Failure = TypeVar("_Failure", NotNowError, RefusedError, NotNowError | RefusedError)
 _BAD_QUESTION = {400, 413, 422}  # too long, too large, a picture that cannot be read, against a policy
 
 
@@ -41,6 +45,7 @@ class Endpoint:
             on its way then still comes in.
         usd_per_million: price of a million tokens of prompt, and of answer.
         body: more fields of the request body, as the server wants them.
+        omit: fields that the server refuses; with ``max_tokens`` say ``body: {max_completion_tokens: 2000}`` as well.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
@@ -54,6 +59,7 @@ class Endpoint:
     max_usd: Annotated[float, Gt(0)] | None = None
     usd_per_million: tuple[float, float] | None = None
     body: dict[str, Any] = dataclasses.field(default_factory=dict)
+    omit: tuple[Field, ...] = ()
 
     def check(self, model: str) -> None:
         """Make sure, before any work, that the server answers and has the model.
@@ -65,6 +71,10 @@ class Endpoint:
 
         if not self.url.startswith(("http://", "https://")):
             raise UsageError(f"endpoint url {self.url!r} must begin with http:// or https://, and mostly ends in /v1")
+        if "max_tokens" in self.omit and "max_completion_tokens" not in self.body:
+            raise UsageError(
+                "omit: [max_tokens] leaves answers without a limit; say body: {max_completion_tokens: 2000}"
+            )
         if self.max_usd is not None and self.usd_per_million is None:
             raise UsageError("max_usd needs usd_per_million: [price of prompts, price of answers]")
         try:
@@ -89,24 +99,37 @@ class Endpoint:
         """A client of the package openai, to be closed; ``before`` is called before every try of a request.
 
         Raises:
-            UsageError: the key is not in the environment.
+            UsageError: the key is not in the environment, or cannot be sent; the url cannot be read.
         """
         import openai
 
-        key = os.environ.get(self.key_env) if self.key_env else "none"
+        key = os.environ.get(self.key_env, "").strip() if self.key_env else "none"
         if not key:
             raise UsageError(f"the environment variable {self.key_env} does not hold a key for {self.url}")
+        if not (key.isascii() and key.isprintable()):  # the client would print it, or fail without a reason
+            raise UsageError(
+                f"the key in the environment variable {self.key_env} has letters that cannot be sent, such as curly "
+                "quotes or line breaks; set it again without them"
+            )
         http = openai.DefaultHttpxClient(event_hooks={"request": [lambda request: before()]})
-        return openai.OpenAI(base_url=self.url, api_key=key, timeout=timeout_s, max_retries=retries, http_client=http)
+        try:
+            return openai.OpenAI(
+                base_url=self.url, api_key=key, timeout=timeout_s, max_retries=retries, http_client=http
+            )
+        except Exception as error:  # InvalidURL of the package below openai, which is not the same in all versions
+            http.close()
+            raise UsageError(
+                f"endpoint url {self.url!r} cannot be read ({one_line(error)}); write it like http://localhost:8000/v1"
+            ) from error
 
 
 class EndpointBackend:
     """Asks an endpoint, many requests at a time.
 
     A request that fails for good is a ``NotNowError``, and a ``RefusedError`` if the server calls the question itself
-    bad and has answered others: with one that has answered none yet, the server may have to be set up otherwise. Once
-    nothing but failures have come back for a while, or the cap on spending is reached, the rest is not asked any
-    more in this run.
+    bad, or withholds the answer, and has answered others: with one that has answered none yet, the server may have to
+    be set up otherwise. Once nothing but failures and refusals have come back for a while, or the cap on spending is
+    reached, the rest is not asked any more in this run.
     """
 
     def __init__(self, endpoint: Endpoint, model: str, sampling: Sampling) -> None:
@@ -117,7 +140,6 @@ class EndpointBackend:
             timeout_s=endpoint.timeout_s, retries=endpoint.retries, before=self._turns.take_again
         )
         weakref.finalize(self, self._client.close)
-        self._pool = concurrent.futures.ThreadPoolExecutor(endpoint.concurrency, thread_name_prefix="endpoint")
         self._lock = threading.Lock()
         self._failures = 0  # in a row
         self._has_answered = False
@@ -126,18 +148,30 @@ class EndpointBackend:
 
     def ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | Exception]]:
         """See ``Backend``."""
-        waiting = {self._pool.submit(self._one, request): i for i, request in enumerate(requests)}
+        todo = collections.deque(enumerate(requests))
+        done: queue.SimpleQueue[tuple[int, Reply | Exception]] = queue.SimpleQueue()
+
+        def work() -> None:
+            while True:
+                try:
+                    place, request = todo.popleft()
+                except IndexError:
+                    return  # no more to do
+                done.put((place, self._one(request)))
+
+        # The interpreter waits for the threads of an executor at its end: a server that stalls would hold up Ctrl-C.
+        for _ in range(min(self.endpoint.concurrency, len(requests))):
+            threading.Thread(target=work, name="endpoint", daemon=True).start()
         refused: list[tuple[int, RefusedError]] = []
         try:
-            for future in concurrent.futures.as_completed(waiting):
-                answer = future.result()
+            for _ in requests:
+                place, answer = done.get()
                 if isinstance(answer, RefusedError):
-                    refused.append((waiting[future], answer))  # what becomes of the others says whose fault it is
+                    refused.append((place, answer))  # what becomes of the others says whose fault it is
                 else:
-                    yield waiting[future], answer
+                    yield place, answer
         finally:
-            for future in waiting:
-                future.cancel()
+            todo.clear()
         for place, why in refused:
             yield place, why if self._has_answered else NotNowError(str(why))
 
@@ -145,13 +179,13 @@ class EndpointBackend:
         self._turns.take()
         if self._gave_up:
             return NotNowError(self._gave_up)
+        limits = {"max_tokens": request.max_tokens, **self._sampling}
         try:
             answer = self._client.chat.completions.create(
                 model=self.model,
                 messages=[{"role": "user", "content": content(request)}],
-                max_tokens=request.max_tokens,
                 extra_body=self.endpoint.body or None,
-                **self._sampling,
+                **{name: value for name, value in limits.items() if name not in self.endpoint.omit},
             )
             return self._answered(answer)
         except Exception as error:  # of the client, the network or the server, whatever they raise or answer
@@ -163,31 +197,41 @@ class EndpointBackend:
         hopeless = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
         refused = isinstance(error, openai.APIStatusError) and error.status_code in _BAD_QUESTION
         hint = " (if the server takes no video_url, say see: images)" if refused and request.video else ""
+        if refused and (field := getattr(error, "param", None)) in FIELDS:
+            hint = f" (say endpoint: {{omit: [{field}]}}, or --omit {field} to `cutroom enhance`)"
         kind = RefusedError if refused else NotNowError
         why = kind(f"{self.endpoint.url}: {one_line(error.__cause__ or error)}{hint}")
-        with self._lock:
-            if refused and self._has_answered:
-                return why  # the server is well
-            self._failures += 1
-            if isinstance(error, hopeless) or self._failures >= max(8, 2 * self.endpoint.concurrency):
-                self._give_up(f"not asked any more after {self._failures} failures in a row: {why}")
-        return why
+        return self._count(why, hopeless=isinstance(error, hopeless))
 
     def _answered(self, answer: Any) -> Reply | Exception:
         usage, choice = answer.usage, answer.choices[0] if answer.choices else None
         tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)
-        text = choice.message.content if choice and choice.message else None
+        message = choice.message if choice else None
+        text = _text(message.content) if message else None
+        why = _withheld(choice.finish_reason, message) if choice and not text else None
         with self._lock:
-            self._failures, self._has_answered = 0, True
             self._spend(tokens)
+            self._has_answered |= text is not None or why is not None
+        if why:
+            return self._count(RefusedError(f"{self.endpoint.url}: {why}"))
         if choice is None or text is None:
-            return NotNowError(f"{self.endpoint.url}: the answer holds no text")
+            return self._count(NotNowError(f"{self.endpoint.url}: the answer holds no text"))
+        with self._lock:
+            self._failures = 0
         return Reply(
             text=text,
             cut_off=choice.finish_reason == "length",
             prompt_tokens=tokens[0],
             completion_tokens=tokens[1],
         )
+
+    def _count(self, why: _Failure, *, hopeless: bool = False) -> _Failure:
+        """Give up after too many in a row, refusals too: some providers say with a 400 that the money is gone."""
+        with self._lock:
+            self._failures += 1
+            if hopeless or self._failures >= max(8, 2 * self.endpoint.concurrency):
+                self._give_up(f"not asked any more after {self._failures} failures in a row: {why}")
+        return why
 
     def _spend(self, tokens: tuple[int | None, int | None]) -> None:
         cap, prices = self.endpoint.max_usd, self.endpoint.usd_per_million
@@ -202,6 +246,25 @@ class EndpointBackend:
     def _give_up(self, why: str) -> None:
         self._gave_up = self._gave_up or why
         self._turns.over.set()
+
+
+def _text(content: Any) -> str | None:
+    """The text of an answer; some servers send a list of parts, of which others hold thoughts or pictures."""
+    if isinstance(content, list):
+        texts = (part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text")
+        return "".join(text for text in texts if isinstance(text, str)) or None
+    return content if isinstance(content, str) else None
+
+
+def _withheld(finish_reason: str | None, message: Any) -> str | None:
+    """Why an answer without text would have none the next time either, and would be paid for again."""
+    if refusal := getattr(message, "refusal", None):
+        return f"the model refuses: {refusal}"
+    if finish_reason == "content_filter":
+        return "the content filter of the server withholds the answer"
+    if finish_reason == "length":
+        return "max_tokens were spent before any text came, as by a model that thinks first; raise max_tokens"
+    return None
 
 
 class _Turns:

@@ -29,6 +29,14 @@ class Enhanced:
     cut_off: bool
 
 
+class UnansweredError(CutroomError):
+    """Some prompts have no answer; ``done`` are the others, which may have been paid for."""
+
+    def __init__(self, message: str, done: Sequence[Enhanced]) -> None:
+        super().__init__(message)
+        self.done = list(done)
+
+
 def enhance(
     prompts: Sequence[str],
     run: str | os.PathLike[str],
@@ -54,7 +62,7 @@ def enhance(
 
     Raises:
         UsageError: the request is wrong.
-        CutroomError: the model did not answer.
+        UnansweredError: the model did not answer all; it holds what has been answered.
     """
     sampling = sampling or Sampling()
     asked = load_prompt(template, ("examples", "prompt"))
@@ -75,12 +83,13 @@ def enhance(
         for prompt, shown in zip(prompts, examples, strict=True)
     ]
     answers = dict(open_backend(model, endpoint=endpoint, gpus=float(gpu), sampling=sampling).ask(requests))
-    done = []
+    done, failed = [], []
     for i, prompt in enumerate(prompts):
         reply = answers[i]
         if not isinstance(reply, Reply) or not reply.text.strip():
             why = reply if isinstance(reply, Exception) else "an empty text"
-            raise CutroomError(f"the model {model} has not answered: {why}")
+            failed.append(f"{prompt!r}: {why}")
+            continue
         done.append(
             Enhanced(
                 prompt=prompt,
@@ -90,6 +99,8 @@ def enhance(
                 cut_off=reply.cut_off,
             )
         )
+    if failed:
+        raise UnansweredError(f"the model {model} has not answered {'; '.join(failed)}", done)
     return done
 
 

@@ -20,8 +20,9 @@ from captioning.metrics import AverageScores, PairScores, average, compare
 from captioning.question import RECORD, Question, is_distilled, read_question
 from captioning.requests import Backend, Reply
 from curation.errors import UsageError
-from curation.table import USAGE, Store
+from curation.table import CAPTIONS, Store
 
+_USAGES = {f"{name}_usage" for name in CAPTIONS.names}  # what is asked besides captions costs no caption anything
 _AT_A_TIME = 64  # clips whose pictures are in memory
 Sheet = Sequence[tuple[float, bytes]]  # the time and JPEG of each frame
 
@@ -211,7 +212,7 @@ def _cost_of_run(run: str | os.PathLike[str], clip_ids: set[str]) -> Cost | None
     """What all stages together took for a clip that wrote its captions."""
     spent: list[list[dict[str, Any]]] = []
     for _, clips in Store(run).parts("clips"):
-        columns = [field.name for field in clips.schema if field.type == USAGE]
+        columns = [name for name in clips.column_names if name in _USAGES]
         rows = (row for row in clips.select(["clip_id", *columns]).to_pylist() if row["clip_id"] in clip_ids)
         found = ([row[name] for name in columns if row[name]] for row in rows)
         spent.extend(usages for usages in found if usages)

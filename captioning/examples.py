@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from captioning.chat import IGNORED, encode, tokenizer_of
+from captioning.checks import was_stopped
+from captioning.phrases import is_refusal
 from captioning.pictures import is_whole
 from captioning.question import Question
 from captioning.requests import Request
@@ -27,13 +29,14 @@ _ABOUT = ("clip_id", "video_id", "caption_version", "caption_model")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """A clip and the caption that is to be learnt."""
+    """A clip and its caption. ``flaw``: why it is not to be learnt, such as ``is a refusal``; None where it is."""
 
     clip_id: str
     video_id: str
     caption: str
     caption_version: str | None
     caption_model: str | None
+    flaw: str | None = None
 
 
 def read_examples(run: str | os.PathLike[str]) -> list[Example]:
@@ -47,11 +50,14 @@ def read_examples(run: str | os.PathLike[str]) -> list[Example]:
         raise UsageError(f"{run} is not the output of a run: it holds no clips")
     examples: dict[str, Example] = {}
     for _, clips in store.parts("clips"):
-        columns = [*(name for name in _ABOUT if name in clips.column_names), *caption_columns(clips.column_names)]
+        columns = [*(name for name in (*_ABOUT, "caption_usage") if name in clips.column_names)]
+        columns += caption_columns(clips.column_names)
         for row in clips.select([*columns, "status"]).to_pylist():
             caption = (caption_of(row) or "").strip()
             if row["status"] == "kept" and caption:
-                examples[row["clip_id"]] = Example(**{name: row.get(name) for name in _ABOUT}, caption=caption)
+                flaw = "breaks off" if was_stopped(row) else "is a refusal" if is_refusal(caption) else None
+                about = {name: row.get(name) for name in _ABOUT}
+                examples[row["clip_id"]] = Example(**about, caption=caption, flaw=flaw)
     if not examples:
         raise UsageError(f"{run} has no kept clip with a caption; run a pipeline with a stage that writes captions")
     return [examples[clip_id] for clip_id in sorted(examples)]
@@ -150,6 +156,9 @@ class Encoder:
             if all(v.dim() == 2 and v.shape == s["input_ids"].shape for v, s in zip(values, singles, strict=True)):
                 filler = fillers.get(name, 0)
                 values = [pad(value, (0, length - value.shape[1]), value=filler) for value in values]  # B L
+            elif values[0].dim() > 3:  # LLaVA-NeXT: pictures, tiles, ...; it takes as many tiles as image_sizes say
+                tiles = max(value.shape[1] for value in values)
+                values = [pad(v, (*(0, 0) * (v.dim() - 2), 0, tiles - v.shape[1])) for v in values]
             batch[name] = torch.cat(values)
         return batch
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from captioning.chat import config_of, generate, kind_of, load
 from captioning.requests import Reply, Request, Sampling
-from curation.errors import CutroomError, StageError, UsageError, one_line
+from curation.errors import StageError, UsageError
 from curation.model_files import check_safetensors
 
 
@@ -90,10 +90,8 @@ def check(source: str, *, video: bool, pictures: bool) -> None:
 def _loaded(source: str, device: str, dtype: str) -> tuple[Any, Any]:
     try:
         return load(source, device=device, dtype=dtype)
-    except CutroomError as error:
+    except UsageError as error:
         raise StageError(str(error)) from error
-    except Exception as error:  # damaged weights raise anything
-        raise StageError(f"the model {source} cannot be loaded: {one_line(error)}") from error
 
 
 def _size(request: Request) -> tuple[int, int, int]:

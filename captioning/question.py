@@ -34,7 +34,7 @@ class Question:
     prompt: str = "Describe this video."
     frames: int = 8
     long_side_px: int | None = 448
-    max_tokens: int = 256
+    max_tokens: int = 320  # as version 1 has them, so that no caption is learnt longer than it may be written
 
     def seen(self, sheet: Sequence[tuple[float, bytes]]) -> Sequence[tuple[float, bytes]]:
         """The frames of a contact sheet that the question takes, as they are there."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import Any, Literal
 from captioning.chat import IGNORED, generate, load
 from captioning.examples import Encoder, Example
 from captioning.requests import Reply, Request
+from curation.devices import find_device
 from curation.errors import UsageError
 
 _CHECKPOINT = "checkpoint-"
@@ -80,11 +82,12 @@ class Settings:
             raise UsageError(f"optimiser {self.optimiser!r}: adamw or muon is meant")
         if self.optimiser == "muon" and self.method != "full":
             raise UsageError("optimiser muon is for method full: what lora adds to a weight is no matrix by itself")
+        # Comparisons are such that nan, which answers no to all, is refused too.
         for name in ("batch", "accumulate", "epochs", "clip_norm", "judged", "evaluate_every", "rank", "alpha"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name} {getattr(self, name):g}: a number above 0 is meant")
         for name in ("learning_rate", "minutes", "patience"):
-            if (value := getattr(self, name)) is not None and value <= 0:
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise UsageError(f"{name} {value:g}: a number above 0 is meant")
         if not 0 < self.held_out < 1:
             raise UsageError(f"held_out {self.held_out:g}: a share between 0 and 1 is meant")
@@ -262,11 +265,13 @@ def prepare(base: str, settings: Settings, *, device: str | None) -> Tuned:
     """
     import torch
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = str(find_device(device))
     half = device != "cpu" and settings.method == "lora"  # weights that learn need the precision of float32
     model, processor = load(base, device=device, dtype="bfloat16" if half else "float32")
     if settings.save_memory:
-        model.gradient_checkpointing_enable()
+        # transformers 5 has another name for it, and warns of the one that it had before.
+        named = "activation_checkpointing_enable"
+        getattr(model, named if hasattr(model, named) else "gradient_checkpointing_enable")()
         model.enable_input_require_grads()
     if settings.method == "lora":
         from peft import LoraConfig, get_peft_model

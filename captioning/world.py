@@ -6,6 +6,10 @@ The same seed gives the same clips. ``make_world`` writes the tables of a run di
 Every clip has a shape, a colour, a direction, a background, a camera and perhaps letters, each drawn by itself. The
 picture is a torus: what leaves at one side comes in at the other. So wherever the shape is in a frame, it is there
 equally often for every direction, and no single frame gives the direction away.
+
+In the ``simple`` world the camera stands still, nothing is written, and shapes set out from near the middle: there a
+model learns to make videos within minutes. (In the other, noise that hides the direction hides the shape's place too,
+so that the word for the direction tells a denoiser next to nothing.)
 """
 
 from __future__ import annotations
@@ -79,13 +83,13 @@ def unseen(look: tuple[str, str]) -> bool:
     return (list(COLOURS).index(colour) + SHAPES.index(shape)) % len(COLOURS) == 0
 
 
-def scenes(count: int, *, seed: int = 0, new: bool | None = False) -> Iterator[Scene]:
+def scenes(count: int, *, seed: int = 0, new: bool | None = False, simple: bool = False) -> Iterator[Scene]:
     """Draw scenes. ``new``: of combinations kept out of training, or not, or (None) of all."""
     random = np.random.default_rng(seed)
     looks = [look for look in itertools.product(COLOURS, SHAPES) if new is None or unseen(look) == new]
     for _ in range(count):
         colour, shape = looks[random.integers(len(looks))]
-        yield Scene(
+        scene = Scene(
             shape=shape,
             colour=colour,
             direction=str(random.choice(list(DIRECTIONS))),
@@ -93,9 +97,10 @@ def scenes(count: int, *, seed: int = 0, new: bool | None = False) -> Iterator[S
             camera=str(random.choice(list(CAMERAS), p=[0.6, 0.2, 0.2])),
             letters=bool(random.random() < 0.3),
         )
+        yield dataclasses.replace(scene, camera="static", letters=False) if simple else scene
 
 
-def draw(scene: Scene, *, seed: int, side: int = 48, grain: bool = True) -> np.ndarray:
+def draw(scene: Scene, *, seed: int, side: int = 48, grain: bool = True, simple: bool = False) -> np.ndarray:
     """The contact sheet of a clip, 8 S S 3 RGB uint8. Without ``grain`` the background has no fine detail."""
     random = np.random.default_rng(seed)
     world = _painted(scene.background, int(random.integers(_PAINTED)), side, grain)
@@ -104,6 +109,8 @@ def draw(scene: Scene, *, seed: int, side: int = 48, grain: bool = True) -> np.n
         world = world[:, ::-1]
     size = random.uniform(0.36, 0.44)  # of the frame's side, from the middle to the outline
     start, travel = random.uniform(0, side, 2), random.uniform(0.055, 0.075) * side
+    if simple:
+        start = side / 2 + (start - side / 2) / 8
     pan = random.uniform(0.04, 0.06) * side * CAMERAS[scene.camera]
     mask = silhouette(scene.shape, round(size * side), side)
     step = np.array(DIRECTIONS[scene.direction], np.float64)
@@ -206,6 +213,7 @@ def write_films(
     side: int = 48,
     new: bool | None = False,
     grain: bool = True,
+    simple: bool = False,
 ) -> dict[str, list[Scene]]:
     """Encode films of clips of 2 s without transitions, nearly without loss; files that are there already stay.
 
@@ -216,13 +224,14 @@ def write_films(
         side: of the picture, px.
         new: see ``scenes``.
         grain: see ``draw``; what is to be learnt by a VAE in minutes has none.
+        simple: of the simple world.
 
     Returns:
         The truth: file name -> its scenes in order.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    drawn, films = scenes(count * clips, seed=seed, new=new), {}
+    drawn, films = scenes(count * clips, seed=seed, new=new, simple=simple), {}
     for number in range(count):
         name = f"film_{number:03d}.mp4"
         films[name] = list(itertools.islice(drawn, clips))
@@ -230,7 +239,10 @@ def write_films(
             first = seed * 1_000_003 + number * clips
             _write_film(
                 folder / name,
-                [draw(scene, seed=first + i, side=side, grain=grain) for i, scene in enumerate(films[name])],
+                [
+                    draw(scene, seed=first + i, side=side, grain=grain, simple=simple)
+                    for i, scene in enumerate(films[name])
+                ],
             )
     return films
 

@@ -54,7 +54,13 @@ def distill(
     evaluate_every: Annotated[int | None, typer.Option(min=1, help="Steps from one judgement to the next.")] = None,
     patience: Annotated[int | None, typer.Option(min=1, help="Stop after so many judgements without progress.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the order of clips and of lora's beginning.")] = None,
-    device: Annotated[str | None, typer.Option(help="Such as cuda or cpu [default: a GPU if there is one].")] = None,
+    save_memory: Annotated[
+        bool,
+        typer.Option("--save-memory", help="Compute activations twice instead of keeping them; takes a third longer."),
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="Such as cuda or cpu.", show_default="a GPU if there is one")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Finetune a video-language model on the captions of a run; run it again to continue."""
@@ -79,6 +85,7 @@ def distill(
         "held_out": held_out,
         "evaluate_every": evaluate_every,
         "patience": patience,
+        "save_memory": save_memory,
         "seed": seed,
     }
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
@@ -101,13 +108,15 @@ def distill(
 def evaluate(
     run: Run,
     model: Annotated[str, typer.Option(help="The model to judge: a folder that distill wrote, or a hub id.")],
-    limit: Annotated[int | None, typer.Option(min=1, help="Judge by so many clips [default: all held out].")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Judge by so many clips.", show_default="all held out")
+    ] = None,
     truth: Annotated[
         Path | None, typer.Option(help="JSON of what is known: clip_id -> attribute -> word; adds recall.")
     ] = None,
     table: Annotated[Path | None, typer.Option(help="Parquet file for both captions of every clip.")] = None,
     clip: Annotated[
-        str | None, typer.Option(help="CLIP for match_score: a folder or a hub id [default: that of the run].")
+        str | None, typer.Option(help="CLIP for match_score: a folder or a hub id.", show_default="that of the run")
     ] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="Load the model on the GPU.")] = False,
     json: Json = False,
@@ -121,7 +130,7 @@ def evaluate(
     from curation.caption_match import find_matcher
     from curation.errors import UsageError
 
-    if table is not None and not table.absolute().parent.is_dir():
+    if table is not None and (table.is_dir() or not table.absolute().parent.is_dir()):
         raise UsageError(f"--table {table}: name a file in a folder that exists")
     known = read_truth_file(truth) if truth else None
     found = find_matcher(run, clip, gpu=gpu)

@@ -15,6 +15,7 @@ import typer
 from curation.caption_cli import app as caption_app
 from curation.enhance_cli import enhance
 from curation.errors import CutroomError, UsageError
+from curation.eval_cli import evaluate
 from curation.filter_cli import app as filter_app
 from training.cli import train as train_app
 from training.cli import vae as vae_app
@@ -36,6 +37,7 @@ app.add_typer(vae_app, name="vae")
 app.command()(enhance)
 app.command()(sample)
 app.command()(convert)
+app.command("eval")(evaluate)
 
 
 class EngineChoice(str, enum.Enum):
@@ -45,9 +47,11 @@ class EngineChoice(str, enum.Enum):
 
 Input = Annotated[list[str] | None, typer.Option("--input", help="A file, folder, glob or list of paths; repeatable.")]
 Output = Annotated[Path, typer.Option("--output", help="Folder for the tables and shards.")]
-Config = Annotated[Path | None, typer.Option("--config", help="A YAML file of pipelines [default: Cutroom's own].")]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="A YAML file of pipelines.", show_default="Cutroom's own")
+]
 EngineOption = Annotated[EngineChoice, typer.Option(help="ray, or local: in this process, for debugging.")]
-Address = Annotated[str | None, typer.Option(help="Address of a Ray cluster [default: a Ray on this machine].")]
+Address = Annotated[str | None, typer.Option(help="Address of a Ray cluster.", show_default="a Ray on this machine")]
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The output folder of a run.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

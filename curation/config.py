@@ -184,9 +184,11 @@ def _plan(document: Document, pipeline: str, spec: Spec, stages: list[Stage]) ->
         raise document.error((pipeline, "shards", "crop_bars"), "crop_bars needs the stage `quality`, which finds bars")
     steps, upstream = [], dict.fromkeys(CAPTIONS.names, "")
     for stage in ordered:
-        mark = stage.mark({column: made for column, made in upstream.items() if made})
+        made_by = {column: made for column, made in upstream.items() if made}
+        mark, parts = stage.mark(made_by), stage.parts(made_by)
         upstream.update(dict.fromkeys(stage.writes.names, mark) if stage is not ordered[0] else _decode_marks(stage))
-        steps.append(Step(stage, mark, {c: rule for c, rule in spec.keep.items() if c in stage.writes.names}))
+        rules = {c: rule for c, rule in spec.keep.items() if c in stage.writes.names}
+        steps.append(Step(stage, mark, rules, parts))
     return Plan(pipeline, tuple(steps), spec.shards, spec.score_rejected)
 
 

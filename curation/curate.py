@@ -41,6 +41,7 @@ class Curate:
         whole: instead of ``first``, where a later round begins: the stage over the whole table. Its results come as
             ``part.clips``, by ``clip_id``; the rest is loaded as the round before has committed it.
         retry_failed: try failed videos and clips again.
+        run: the run that this works for; see ``Store.begin``.
     """
 
     plan: Plan
@@ -51,13 +52,14 @@ class Curate:
     last: bool = True
     retry_failed: bool = False
     whole: Step | None = None
+    run: str | None = None
 
     @property
     def needs(self) -> Needs:
-        return self.steps[0].stage.needs if self.steps else self.plan.decode.stage.needs
+        return self.steps[0].stage.needs if self.steps else self.plan.decode_needs
 
     def setup(self) -> None:
-        self._store = Store(self.output)
+        self._store = Store(self.output, run=self.run)
         self._ranges = RangeStore(self._store.root, self.plan)
         settings = self.plan.decode.stage
         assert isinstance(settings, Decode)
@@ -127,20 +129,22 @@ class Curate:
         stage's turn comes (``_fail_again``): until then the clip is as good as any. Those of decoding stand at once.
         """
         marks = {step.mark: step.stage for step in self.plan.steps}
-        measured = [mark for mark in clip["measured"] if mark in marks]
+        standing = {part for step in self.plan.steps for part in step.parts}
+        measured = [mark for mark in clip["measured"] if mark in marks or mark in standing]
         error = clip["error"]
         if error is not None:
             by = failed_stage(error)
-            again = [mark for mark in measured if marks[mark].name == by and marks[mark].cached]
+            again = [mark for mark in measured if mark in marks and marks[mark].name == by and marks[mark].cached]
             if self.retry_failed or not again:
-                measured = [mark for mark in measured if marks[mark].name != by]
+                measured = without_marks(measured, {by})
                 error = None
         later = {step.stage.name for step in self.plan.later}
         status = "failed" if error and failed_stage(error) not in later else "kept"
         row = {**clip, "video": video, "measured": measured, "error": error, "status": status, "reason": None}
         for step in self.plan.later:
             if step.mark not in measured:  # else a killed run may leave old results under the name of new settings
-                row.update(dict.fromkeys(step.stage.writes.names))
+                known = {name for part, columns in step.parts.items() if part in measured for name in columns}
+                row.update(dict.fromkeys(name for name in step.stage.writes.names if name not in known))
         return row
 
     def _take_results(self, part: Part, step: Step) -> Part:
@@ -275,7 +279,7 @@ class Curate:
         if "frames" in wants:
             self._load_sheets(part)
             clips = clips.append_column("frames", attach_sheets(clips["clip_id"], part.frames))
-        clips = run_stage(step.stage, clips, mark=step.mark, score_rejected=self.plan.score_rejected)
+        clips = run_stage(step.stage, clips, mark=step.mark, parts=step.parts, score_rejected=self.plan.score_rejected)
         clips = conform(clips, self.plan.clip_schema)
         if not step.stage.cached:
             clips = self._drop_outdated(part.clips, clips, step)
@@ -284,7 +288,8 @@ class Curate:
 
     def _commit(self, part: Part) -> Part:
         """Write what changed and pass on only what the summary needs."""
-        order = [step.mark for step in self.plan.steps]  # however often some of them were run again
+        # However often some of them were run again.
+        order = [mark for step in self.plan.steps for mark in (step.mark, *step.parts)]
         measured = [sorted(marks, key=order.index) for marks in part.clips["measured"].to_pylist()]
         field, position = CLIPS.field("measured"), part.clips.schema.get_field_index("measured")
         part.clips = part.clips.set_column(position, field, pa.array(measured, field.type))
@@ -298,11 +303,14 @@ class Curate:
         if not self._store.kept.is_dir():
             return
         rows = part.clips.select(["video_id", "status", "error", "measured"]).to_pylist()
+        videos = set(part.videos["video_id"].to_pylist())
+        kinds: dict[str, set[str]] = {}  # what stages are called before a bracket -> videos that they are not done with
         for step in self.plan.later:
-            name = step.stage.name
-            waiting = {row["video_id"] for row in rows if _is_open(row, step)}
-            for video_id in set(part.videos["video_id"].to_pylist()) - waiting:
-                (self._store.kept / f"{video_id}.{name}.jsonl").unlink(missing_ok=True)
+            waiting = kinds.setdefault(step.stage.name.partition("(")[0], set())
+            waiting |= {row["video_id"] for row in rows if _is_open(row, step)}
+        for kind, waiting in kinds.items():
+            for video_id in videos - waiting:
+                (self._store.kept / f"{video_id}.{kind}.jsonl").unlink(missing_ok=True)
 
 
 def set_up(steps: Sequence[Step], store: Store) -> None:

@@ -37,6 +37,10 @@ def alive() -> None:
         _beat.value = time.monotonic()
 
 
+class TooLargeError(VideoError):
+    """The work needed more memory than it may."""
+
+
 class Worker(Protocol):
     """What runs in the child: sent there once, set up there once."""
 
@@ -90,6 +94,8 @@ class Isolated:
             self._base_bytes = self._answer(max(self._stall_s, _START_S), limited=False)
         except (VideoError, OSError, RuntimeError) as error:
             self._stop()
+            if isinstance(error, CutroomError) and not isinstance(error, VideoError):
+                raise  # a stage says itself what it lacks
             raise CutroomError(
                 f"the decoder's process cannot be started ({one_line(error)}). In a script of your own, "
                 "call run() below `if __name__ == '__main__':`"
@@ -154,8 +160,8 @@ class Isolated:
             return bool(psutil.Process(self.pid).memory_info().rss > self._base_bytes + self._memory_bytes)
         return False
 
-    def _too_large(self) -> VideoError:
-        return VideoError(f"the decoder needed more than {(self._memory_bytes or 0) >> 20} MB and was stopped")
+    def _too_large(self) -> TooLargeError:
+        return TooLargeError(f"the decoder needed more than {(self._memory_bytes or 0) >> 20} MB and was stopped")
 
     def _last_words(self) -> str:
         """How the child ended, after it has."""

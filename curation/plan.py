@@ -9,17 +9,18 @@ import pyarrow as pa
 from annotated_types import Ge, Gt, Le
 
 from curation.rules import Rule
-from curation.stage import Filter, Stage, TableStage, operational
+from curation.stage import Filter, Needs, Stage, TableStage, operational
 from curation.table import CAPTIONS, CLEANED, CLIPS, SHARDED, USAGE, extend
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A stage, the mark of its results and the rules that can be judged once it has run."""
+    """A stage, the mark of its results, the rules that can be judged once it has run, and what of it stands alone."""
 
     stage: Stage
     mark: str
     rules: dict[str, Rule]
+    parts: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # of ``Stage.parts``
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,12 @@ class Plan:
     def dense(self) -> list[Step]:
         """Filters that run inside the decode pass."""
         return [step for step in self.steps[1:] if is_dense(step.stage)]
+
+    @property
+    def decode_needs(self) -> Needs:
+        """What a worker that decodes occupies: filters inside the pass run one after another and share its GPU."""
+        gpus = max((step.stage.needs.gpus for step in self.dense), default=0.0)
+        return dataclasses.replace(self.decode.stage.needs, gpus=gpus)
 
     @property
     def later(self) -> list[Step]:

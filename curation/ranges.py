@@ -17,7 +17,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -141,7 +141,10 @@ class DecodeRange:
     plan: Plan
     output: str
     base: str
-    needs: ClassVar[Needs] = Needs()
+
+    @property
+    def needs(self) -> Needs:
+        return self.plan.decode_needs
 
     def setup(self) -> None:
         settings = self.plan.decode.stage

@@ -47,6 +47,7 @@ def shard_directory(
                 f"the run of {directory} was not finished, and clips are kept only for now; "
                 f"run {state['pipeline']!r} again to its end"
             )
+        store.begin()
         metrics = write_shards(store, settings, go, state["base"], shown, thorough=True)
         return summarise(store, metrics=metrics, wall_s=time.monotonic() - started)
 

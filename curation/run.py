@@ -73,9 +73,11 @@ def run(
     go = make_engine(engine, address=address)
     with locked(output), progress or Progress(quiet=True) as progress:
         store = Store(output)
-        store.create()
         base = state.get("base") or os.getcwd()
+        # In this order: a folder that has anything has run.json, and what is removed cannot be completed any more.
         write_run_file(store, plan, base, engine, settled=len(plan.rounds) == 1)
+        store.begin()
+        store.create()
         started = time.monotonic()
         metrics = curate(store, plan, go, base, found, retry_failed=retry_failed, progress=progress)
         write_run_file(store, plan, base, engine, settled=True)
@@ -100,7 +102,7 @@ def curate(
     videos = [same.get(os.path.realpath(os.path.join(base, video)), video) for video in found.videos]
     present = fingerprinted(engine, base, videos, known, progress)
     parts, others = make_parts(store, base, present)
-    rounds = chains(plan, str(store.root), base, retry_failed)
+    rounds = chains(plan, store, base, retry_failed)
     ranges = decode_long_films(store, plan, engine, base, parts, rounds[0][0], progress)
     metrics: collections.Counter[str] = collections.Counter()
     for steps in rounds:
@@ -274,15 +276,16 @@ def over_the_whole_table(store: Store, plan: Plan, step: Step, parts: list[Part]
     ]
 
 
-def chains(plan: Plan, output: str, base: str, retry_failed: bool) -> list[list[Curate]]:
+def chains(plan: Plan, store: Store, base: str, retry_failed: bool) -> list[list[Curate]]:
     """The links of each round: its stages in groups of equal needs, so that each link can have workers of its own."""
     rounds, all_links = plan.rounds, []
     for number, steps in enumerate(rounds):
         whole, steps = (steps[0], steps[1:]) if number else (None, steps)
         groups = [list(group) for _, group in itertools.groupby(steps, key=lambda step: step.stage.needs)]
-        if not groups or groups[0][0].stage.needs != plan.decode.stage.needs:
+        if not groups or groups[0][0].stage.needs != plan.decode_needs:
             groups.insert(0, [])
-        links = [Curate(plan, group, output, base, first=False, last=False) for group in groups]
+        output = str(store.root)
+        links = [Curate(plan, group, output, base, first=False, last=False, run=store.run) for group in groups]
         links[0] = dataclasses.replace(links[0], first=not whole, whole=whole, retry_failed=retry_failed)
         links[-1] = dataclasses.replace(links[-1], last=True)
         all_links.append(links)

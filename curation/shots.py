@@ -165,9 +165,10 @@ def is_cut(earlier: Sequence[Look], later: Sequence[Look]) -> bool:
     visible = float(np.mean(np.abs(before.luma - after.luma) > _VISIBLE_LEVELS))
     neighbours = [tuple(earlier[-2:])] * (len(earlier) > 1) + [tuple(later[:2])] * (len(later) > 1)
     unrest = max((_change(a, b) for a, b in neighbours), default=0.0)
-    if likest > _ALIKE:  # the same things in other colours, as of plain cards
-        return visible < _HARDLY_ANY and change > 20
-    other_light, tiles = relit(before.picture, after.picture), same_tiles(before, after)
+    tiles = same_tiles(before, after)
+    if likest > _ALIKE:  # the same in other colours: of plain cards a cut, of a place with things in it coloured light
+        return visible < _HARDLY_ANY and change > 20 and tiles <= 0.5
+    other_light = relit(before.picture, after.picture)
     if other_light < _RELIT and tiles > 0.5:
         return False
     if likest > _DOUBTFUL:

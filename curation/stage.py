@@ -73,9 +73,10 @@ class Stage:
         """
 
     def keep_in(self, folder: Path) -> None:
-        """Hear of a folder for ``VIDEO_ID.STAGE.jsonl``: what must not be lost if the run is killed.
+        """Hear of a folder for ``VIDEO_ID.KIND.jsonl``: what must not be lost if the run is killed.
 
-        Called before ``setup``. The file goes when the clips of the video are committed and none failed in this stage.
+        Called before ``setup``. The file goes when the clips of the video are committed and none failed in this stage,
+        or in another that is called alike but for what stands in brackets.
         """
 
     def setup(self) -> None:
@@ -103,9 +104,21 @@ class Stage:
         The key covers the stage's name, version and settings and those of the stages that wrote what it reads
         (``upstream``: column -> mark). A clip whose ``measured`` column holds this mark needs no work.
         """
+        return self.mark_of(self.name, self.settings(), upstream)
+
+    def mark_of(self, name: str, settings: Mapping[str, Any], upstream: Mapping[str, str]) -> str:
+        """The mark that this stage would have under another name and with other settings."""
         parents = sorted({upstream[column] for column in self.inputs if column in upstream})
-        text = json.dumps([self.name, self.version, self.settings(), parents], sort_keys=True)
-        return f"{self.name}@{hashlib.blake2b(text.encode(), digest_size=5).hexdigest()}"
+        text = json.dumps([name, self.version, settings, parents], sort_keys=True)
+        return f"{name}@{hashlib.blake2b(text.encode(), digest_size=5).hexdigest()}"
+
+    def parts(self, upstream: Mapping[str, str]) -> dict[str, list[str]]:
+        """Columns whose values stand by themselves, whatever becomes of the others: mark -> columns.
+
+        Where there are any, ``process`` is given the columns in ``writes`` as well, with the values that stand and null
+        for what is to be measured, and returns those values as they are. By default the stage is a single piece.
+        """
+        return {}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -177,12 +190,20 @@ class SomeFailedError(CutroomError):
         self.rows = list(rows)
 
 
-def run_stage(stage: Stage, clips: pa.Table, *, mark: str, score_rejected: bool = False) -> pa.Table:
+def run_stage(
+    stage: Stage,
+    clips: pa.Table,
+    *,
+    mark: str,
+    parts: Mapping[str, Sequence[str]] | None = None,
+    score_rejected: bool = False,
+) -> pa.Table:
     """Run ``stage`` on the clips that need it. Every engine, decode pass and test calls stages through this function.
 
     Clips that failed, that a rule rejected (unless ``score_rejected``) or that carry ``mark`` already are left alone.
     An exception costs only the clip that caused it: that row becomes ``failed`` with the reason in ``error``. After a
-    ``NotNowError`` it does not carry the mark either.
+    ``NotNowError`` it does not carry the mark either. Columns of those ``parts`` of the stage whose mark a clip carries
+    keep their values in any case.
 
     Raises:
         StageError: the stage returned other columns, types or row counts than it declared.
@@ -191,6 +212,7 @@ def run_stage(stage: Stage, clips: pa.Table, *, mark: str, score_rejected: bool 
     if missing:
         raise StageError(f"stage {stage.name!r} reads {missing}, which the clips do not have")
     rows = [dict.fromkeys(stage.writes.names) for _ in range(clips.num_rows)]
+    parts = parts or {}
     kept = {name: clips[name].to_pylist() for name in stage.writes.names if name in clips.column_names}
     status, error = clips["status"].to_pylist(), clips["error"].to_pylist()
     measured = [list(marks or []) for marks in clips["measured"].to_pylist()]
@@ -198,20 +220,25 @@ def run_stage(stage: Stage, clips: pa.Table, *, mark: str, score_rejected: bool 
     todo = []
     for i, marks in enumerate(measured):
         fresh = mark in marks and stage.cached
+        standing = kept if fresh else _columns(parts, marks)
+        rows[i] |= {name: values[i] for name, values in kept.items() if name in standing}
         if fresh:
-            rows[i] = {name: values[i] for name, values in kept.items()}
             continue
         measured[i] = without_marks(marks, {stage.name})
         if status[i] == "kept" or (score_rejected and status[i] == "rejected"):
             todo.append(i)
 
-    batch = clips.select(list(stage.inputs)).take(pa.array(todo, pa.int64()))
+    batch = clips.select(list(stage.inputs))
+    batch = _with_own(batch, stage.writes, rows) if parts else batch
+    if len(todo) < clips.num_rows:  # taking copies the pictures
+        batch = batch.take(pa.array(todo, pa.int64()))
     for i, result in zip(todo, _process(stage, batch), strict=True):
         if isinstance(result, Exception):
             measured[i] = without_marks(measured[i], {failed_stage(error[i] or "")})  # of a later stage, which may wait
             status[i], error[i] = "failed", f"{stage.name}: {one_line(result)}"
         else:
             rows[i] = result
+            measured[i] = list(dict.fromkeys([*measured[i], *parts]))
         measured[i] += [] if isinstance(result, NotNowError) else [mark]
 
     written = pa.Table.from_pylist(rows, schema=stage.writes)
@@ -249,6 +276,17 @@ def _process(stage: Stage, clips: pa.Table) -> list[dict[str, Any] | Exception]:
         raise StageError(f"stage {stage.name!r} returned {result.num_rows} rows for {clips.num_rows} clips")
     rows: list[dict[str, Any] | Exception] = result.to_pylist()
     return rows
+
+
+def _with_own(batch: pa.Table, own: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """A batch with the columns that the stage itself writes, as far as they stand."""
+    values = pa.Table.from_pylist(rows, schema=own)
+    return pa.table([*batch.columns, *values.columns], schema=pa.schema([*batch.schema, *own]))
+
+
+def _columns(parts: Mapping[str, Sequence[str]], marks: Sequence[str]) -> set[str]:
+    """The columns of those parts whose marks are there."""
+    return {name for part in parts if part in marks for name in parts[part]}
 
 
 def _put(table: pa.Table, field: pa.Field, values: Any) -> pa.Table:

@@ -97,6 +97,7 @@ FRAMES = pa.schema([("clip_id", pa.string()), ("t_s", pa.float64()), ("jpeg", pa
 # Columns too large for the clip table, and the dataset in which each has a place of its own beside ``clip_id``.
 APART = {"embedding": "embeddings"}
 KINDS = ("videos", "clips", "frames")
+_RUN = ".run"  # holds the name of the run that began last
 _ROW_GROUP = 2048  # so that contact sheets of a long film are never in memory as a whole
 NOT_DECODED = "not-decoded"  # the part of files that never reach the decoder: unreadable ones and copies of others
 
@@ -141,10 +142,11 @@ def _to_ipc(table: pa.Table) -> bytes:
 
 
 class Store:
-    """The tables of one output directory."""
+    """The tables of one output directory. ``run``: the run that writes to it, as ``begin`` named it."""
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: str | os.PathLike[str], *, run: str | None = None) -> None:
         self.root = Path(root).absolute()  # workers on a cluster start in other folders
+        self.run = run
 
     def path(self, kind: str, part_id: str) -> Path:
         return self.root / kind / f"{part_id}.parquet"
@@ -171,11 +173,28 @@ class Store:
                 if path.stem not in committed:
                     path.unlink()
 
+    def begin(self) -> None:
+        """Name a run. From now on workers that a killed run left behind commit nothing."""
+        self.run = uuid.uuid4().hex
+        aside = self.root / f"{_RUN}.tmp"
+        aside.write_text(self.run, encoding="utf-8")
+        os.replace(aside, self.root / _RUN)
+
+    def _check_run(self, what: object) -> None:
+        """Raise TableError where another run has begun since."""
+        if self.run and (self.root / _RUN).read_text(encoding="utf-8") != self.run:
+            raise TableError(f"{what} is not written: another run has begun in {self.root}")
+
     def part_ids(self) -> list[str]:
         return sorted(path.stem for path in (self.root / "videos").glob("*.parquet"))
 
     def commit(self, part: Part, *, sheets: bool) -> None:
-        """Write the tables of a part that changed, the videos last. ``sheets``: the contact sheets changed."""
+        """Write the tables of a part that changed, the videos last. ``sheets``: the contact sheets changed.
+
+        Raises:
+            TableError: another run has begun since.
+        """
+        self._check_run(f"part {part.id}")
         if sheets or not self.path("frames", part.id).exists():
             self.write("frames", part.id, part.frames)
         apart = {kind: apart_of(part.clips, column) for column, kind in APART.items()}
@@ -225,12 +244,13 @@ class Store:
             self.path(kind, part_id).unlink(missing_ok=True)
 
     def write(self, kind: str, part_id: str, table: pa.Table) -> None:
-        """Write one Parquet file aside, then rename it into place."""
+        """Write one Parquet file aside, then rename it into place. Raises TableError as ``commit``."""
         path = self.path(kind, part_id)
         aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         pq.write_table(table, aside, compression="zstd", row_group_size=_ROW_GROUP)
         with open(aside, "rb") as file:
             os.fsync(file.fileno())
+        self._check_run(path)  # as late as can be: a large file takes its time
         os.replace(aside, path)
 
     def read(self, kind: str, part_id: str, columns: Iterable[str] | None = None) -> pa.Table:

@@ -145,7 +145,8 @@ class Transitions:
     def _choose(self, group: list[Window]) -> None:
         chosen: list[Window] = []
         for window in sorted(group, key=lambda w: -w.score):
-            if all(window.last <= other.first or window.first >= other.last for other in chosen):
+            apart = all(window.last <= other.first or window.first >= other.last for other in chosen)
+            if apart:
                 chosen.append(window)
                 self._spans.append(self._extent(window))
 

@@ -10,6 +10,7 @@ FILTERS: dict[str, str] = {
     "colour": "filters.colour:Colour",
     "duplicates": "filters.duplicates:Duplicates",
     "embedding": "filters.embedding:Embedding",
+    "flicker": "filters.flicker:Flicker",
     "learned": "filters.learned:Learned",
     "match": "filters.match:Match",
     "motion": "filters.motion:Motion",

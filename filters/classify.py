@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from annotated_types import Ge, Len
 
+from curation.bars import no_bars
 from curation.errors import UsageError, nearest
 from curation.frames import Frames
 from curation.model_files import check_safetensors, check_weights, fetch_weights, identity, located
@@ -101,9 +102,7 @@ class Classify(Filter):
 
         mend()
         from transformers import AutoImageProcessor, AutoModelForImageClassification
-        from transformers.utils.logging import disable_progress_bar
 
-        disable_progress_bar()  # a run shows its own
         if self.gpus and not torch.cuda.is_available():
             raise UsageError(f"stage {self.name!r} asks for a GPU and this worker has none; leave gpus out for the CPU")
         self._device, self._dtype = ("cuda", torch.bfloat16) if self.gpus else ("cpu", torch.float32)
@@ -111,9 +110,10 @@ class Classify(Filter):
         self._indices = [[labels.index(label) for label in _listed(wanted)] for wanted in self.columns.values()]
         # PIL, because the processors of torchvision resize a little differently from release to release.
         self._processor = AutoImageProcessor.from_pretrained(self._source, backend="pil", trust_remote_code=False)
-        model, info = AutoModelForImageClassification.from_pretrained(
-            self._source, dtype=self._dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
-        )
+        with no_bars():  # a run shows its own
+            model, info = AutoModelForImageClassification.from_pretrained(
+                self._source, dtype=self._dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+            )
         if lost := sorted(info["missing_keys"]):  # transformers would go on with random ones
             raise UsageError(f"the weights of {self.model} lack {', '.join(lost[:3])}: it cannot classify images")
         self._model = model.to(self._device).eval()
@@ -122,7 +122,7 @@ class Classify(Filter):
         found: list[list[np.ndarray]] = [[] for _ in range(clips.num_rows)]
         for _, alike in itertools.groupby(self._pictures(clips["frames"]), key=self._together):
             for batch in _batches(alike, self.batch_size):
-                with _torch_threads(self.threads):
+                with torch_threads(self.threads):
                     measured = self._values([picture for _, picture in batch])
                 for (row, _), values in zip(batch, measured, strict=True):
                     found[row].append(values)
@@ -193,7 +193,7 @@ def read_labels(source: str) -> tuple[list[str], bool]:
 
 
 @contextlib.contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
     """Engines give workers different numbers of threads, and kernels add up in an order that depends on the number."""
     import torch
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from curation import model_files
 from curation.errors import StageError, UsageError, one_line
 from curation.model_files import MissingWeightsError, check_weights, fetch_weights, is_path
+from filters import pictures
 
 DEFAULT = "timm/vit_large_patch14_clip_224.openai"  # CLIP ViT-L/14 of Radford et al. 2021: what others' scores are by
 CONFIG = "open_clip_config.json"
@@ -98,3 +101,30 @@ def load(model: str, gpu: bool, threads: int) -> Clip:
         return Clip(loaded.eval(), transform, open_clip.get_tokenizer(name), device)
     except Exception as error:  # damaged weights may raise anything
         raise StageError(f"{model} cannot be loaded: {one_line(error)}") from error
+
+
+def embed_pictures(
+    model: str, jpegs: Sequence[bytes], *, gpu: bool = False, threads: int = 1, batch: int = 32
+) -> Iterator[np.ndarray]:
+    """Embeddings of length 1 of pictures, float32 D, one after the other; so many are computed together."""
+
+    def encode(some: list[Any]) -> Any:
+        loaded = load(model, gpu, threads)
+        import torch
+
+        inputs = torch.stack([loaded.transform(picture) for picture in some])
+        return loaded.model.encode_image(
+            inputs.to(loaded.device, next(loaded.model.parameters()).dtype), normalize=True
+        )
+
+    return pictures.embed(encode, jpegs, batch=batch)
+
+
+def embed_texts(model: str, texts: Sequence[str], *, gpu: bool = False, threads: int = 1) -> np.ndarray:
+    """Embeddings of length 1 of texts, float32 B D. Of more than 77 tokens only the beginning counts."""
+    import torch
+
+    loaded = load(model, gpu, threads)
+    tokens = loaded.tokenizer(list(texts)).to(loaded.device)
+    with torch.inference_mode():
+        return np.asarray(loaded.model.encode_text(tokens, normalize=True).float().cpu().numpy())

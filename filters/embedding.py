@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -80,16 +79,5 @@ class Embedding(Stage):
             rows.append({"embedding": mean})
         return pa.Table.from_pylist(rows, schema=self.writes)
 
-    def _embed(self, jpegs: Sequence[bytes]) -> Any:
-        """Embeddings of length 1, float32 D, one after the other."""
-        from PIL import Image
-
-        for start in range(0, len(jpegs), self.batch):
-            loaded = clip.load(self.model, self.gpus > 0, self.threads)  # only when there is something to do
-            import torch
-
-            pictures = [Image.open(io.BytesIO(jpeg)).convert("RGB") for jpeg in jpegs[start : start + self.batch]]
-            batch = torch.stack([loaded.transform(picture) for picture in pictures])
-            batch = batch.to(loaded.device, next(loaded.model.parameters()).dtype)
-            with torch.inference_mode():
-                yield from loaded.model.encode_image(batch, normalize=True).float().cpu().numpy()
+    def _embed(self, jpegs: Sequence[bytes]) -> Iterator[np.ndarray]:
+        return clip.embed_pictures(self.model, jpegs, gpu=self.gpus > 0, threads=self.threads, batch=self.batch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -72,16 +71,8 @@ class Match(Stage):
         vectors = clips["embedding"]
         with_both = [i for i, caption in enumerate(captions) if caption and vectors[i].is_valid]
         if with_both:
-            texts = self._embed([captions[i] or "" for i in with_both])
+            said = [captions[i] or "" for i in with_both]
+            texts = clip.embed_texts(self.model, said, gpu=self.gpus > 0, threads=self.threads)
             for i, text in zip(with_both, texts, strict=True):
                 scores[i] = known(float(np.asarray(vectors[i].values) @ text))
         return pa.table({"match_score": pa.array(scores, pa.float32())}, schema=self.writes)
-
-    def _embed(self, captions: Sequence[str]) -> np.ndarray:
-        """Embeddings of length 1, float32 B D."""
-        import torch
-
-        loaded = clip.load(self.model, self.gpus > 0, self.threads)
-        tokens = loaded.tokenizer(list(captions)).to(loaded.device)
-        with torch.inference_mode():
-            return np.asarray(loaded.model.encode_text(tokens, normalize=True).float().cpu().numpy())

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib.util
+import itertools
 import statistics
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import cv2
 import numpy as np
 import pyarrow as pa
+from annotated_types import Ge
 
+from curation.errors import UsageError
 from curation.frames import Frames
-from curation.stage import Filter
-from filters import camera, similarity
+from curation.stage import Filter, Needs, operational
+from filters import camera, raft, similarity
 
 _CHANGED_LEVELS = 10  # a pixel has changed when its grey level differs by more (of 255); less is noise
 _CHANGED_SHARE = 0.001  # two frames are the same when fewer pixels have changed
@@ -22,7 +27,11 @@ _WINDOW = 8  # intervals between frames (a second)
 _SLOW_PX = 0.35  # a step below this is too short to measure: the flow is off by up to 0.03 px
 _FAST_PX = 2.0  # the flow of a step above this may have lost its way: it finds up to 7 px by itself
 _FAR_PX = 3.0  # a shift below this it finds by itself
-_PATCH_PX = 8  # of the flow, on pictures of half the size: a narrower picture has no room for one
+_PATCH_PX = 8  # of the flow, on the small pictures: a narrower one has no room for it
+_HALF, _EIGHTH = 2, 8  # what the small pictures are of those decoded, for DIS and for RAFT: the same size for both
+
+
+_Pair = tuple[int, int]
 
 
 class _Step(NamedTuple):
@@ -57,12 +66,31 @@ class Motion(Filter):
 
     Frames are taken on a time grid and speeds divided by the true time between them, so the frame rate does not matter;
     pictures are scaled to one size, so the resolution does not. Pictures more than six times as wide as they are high,
-    or as high as wide, are not measured. Flow: DIS (Kroeger et al., ECCV 2016), OpenCV's.
+    or as high as wide, are not measured.
+
+    Args:
+        flow: dis (Kroeger et al., ECCV 2016), OpenCV's, without weights and fast; or raft (Teed & Deng, ECCV 2020),
+            torchvision's (extra ``models``), a network on pictures four times as large and in colour.
+        weights: for raft: raft_large or raft_small, which torchvision downloads, or the file of a state dict of either.
+        gpus: for raft: GPUs, or the share of one, for each worker that decodes. 0 is the CPU, which takes 1.4 s
+            (raft_small) or 5.3 s (raft_large) for each second of footage, on one core.
+        batch_size: for raft: pairs of frames at a time, of one clip. A GPU wants more.
+        threads: for raft: what it may use on a CPU.
+
+    RAFT's flow is averaged over squares of 8 by 8 pixels, which gives a field of the size of DIS's; all that follows is
+    the same for both: which frames are compared, what counts as still, how the camera is fitted, and all units. The
+    bounds in it were found with DIS on real and generated footage. RAFT has been run here with random weights and with
+    known fields in its place, not with trained weights, and not on a GPU.
     """
+
+    flow: Literal["dis", "raft"] = "dis"
+    weights: str | None = None
+    gpus: Annotated[float, Ge(0)] = operational(0.0)
+    batch_size: Annotated[int, Ge(1)] = operational(4)
+    threads: Annotated[int, Ge(1)] = operational(1)
 
     name: ClassVar[str] = "motion"
     version: ClassVar[int] = 4
-    frames: ClassVar[Frames] = Frames(fps=8, long_side_px=96)
     writes: ClassVar[pa.Schema] = pa.schema(
         [
             ("motion_score", pa.float32()),
@@ -75,15 +103,49 @@ class Motion(Filter):
         ]
     )
 
+    def __post_init__(self) -> None:
+        self.weights = raft.placed(self.weights) if self.weights else None
+
+    @property
+    def frames(self) -> Frames:  # type: ignore[override]  # depends on the arguments
+        if self.flow == "raft":
+            return Frames(fps=8, long_side_px=384, colour="rgb")
+        return Frames(fps=8, long_side_px=96)
+
+    @property
+    def needs(self) -> Needs:  # type: ignore[override]
+        return Needs(gpus=self.gpus)
+
+    def settings(self) -> dict[str, Any]:
+        """Nothing for DIS, whose results are known by that since before there was a choice."""
+        return {"flow": "raft", "weights": raft.known_as(self.weights)} if self.flow == "raft" and self.weights else {}
+
+    def check(self) -> None:
+        if self.flow == "dis":
+            if self.weights or self.gpus:
+                raise UsageError("weights and gpus are for flow: raft; DIS has no weights and runs on the CPU")
+            return
+        if absent := [name for name in ("torch", "torchvision") if importlib.util.find_spec(name) is None]:
+            needed = " and ".join(absent)
+            raise UsageError(f"flow: raft needs {needed}, not installed here: pip install 'cutroom[models]'")
+        if not self.weights:
+            raise UsageError(f"flow: raft needs weights: {', '.join(raft.NAMES)}, or the path of a state dict")
+        raft.check(self.weights)
+
+    def setup(self) -> None:
+        if self.flow == "raft" and self.weights:
+            self._raft = raft.Raft(self.weights, gpu=self.gpus > 0, threads=self.threads)
+
     def score(self, frames: np.ndarray, times: np.ndarray) -> dict[str, Any]:
-        if len(frames) < 2 or min(frames.shape[1:]) < 2 * _PATCH_PX:
+        share = _EIGHTH if self.flow == "raft" else _HALF
+        if len(frames) < 2 or min(frames.shape[1:3]) < share * _PATCH_PX:
             return dict.fromkeys(self.writes.names)
-        halves = np.stack([_halved(frame) for frame in frames])
-        windows = list(_windows(halves))
-        speeds = [_window_speeds(steps, times, halves.shape[1]) for steps in windows]
+        small = np.stack([_shrunk(frame, share) for frame in frames])
+        windows = _windows(small, self._comparing(frames, small))
+        speeds = [_window_speeds(steps, times, small.shape[1]) for steps in windows]
         spans = [times[max(step.last for step in steps)] - times[steps[0].first] for steps in windows]
         still = [
-            _unchanged(frames[i], frames[i + 1]) and median * (times[i + 1] - times[i]) < _MOVED
+            _unchanged(*self._grey(frames[i : i + 2])) and median * (times[i + 1] - times[i]) < _MOVED
             for number, (median, _) in enumerate(speeds)
             for i in _firsts(number, len(frames))
         ]
@@ -92,8 +154,34 @@ class Motion(Filter):
             "motion_score": float(median),
             "motion_p90": float(tail),
             "still_share": float(np.mean(still)),
-            **_camera(windows, halves, times),
+            **_camera(windows, small, times),
         }
+
+    def _comparing(self, frames: np.ndarray, small: np.ndarray) -> Callable[[Sequence[_Pair]], Iterator[_Step]]:
+        """What compares pairs of a clip's frames, which are given small and grey as well."""
+        if self.flow == "raft":
+            return functools.partial(self._by_raft, frames, small.shape[1:])
+        return functools.partial(_by_dis, small, _dis(), _dis())  # two: one that was given a start does not forget it
+
+    def _by_raft(self, frames: np.ndarray, shape: tuple[int, int], pairs: Sequence[_Pair]) -> Iterator[_Step]:
+        for (first, last), flow in zip(pairs, self._raft.flows(frames, pairs, batch_size=self.batch_size), strict=True):
+            field = _averaged(flow, shape)
+            yield _Step(first, last, field, *_speeds(field))
+
+    def _grey(self, frames: np.ndarray) -> Iterable[np.ndarray]:
+        """Frames as pictures of 96 pixels, on which it is judged what stands still."""
+        return (_shrunk(frame, _EIGHTH // _HALF) for frame in frames) if self.flow == "raft" else frames
+
+
+def unexplained(pictures: np.ndarray) -> np.ndarray:
+    """What of the change from each picture to the next no motion explains: T h w uint8 to T - 1, in grey levels.
+
+    The mean absolute difference to the next picture after that was brought back along the flow.
+    """
+    flow, guided = _dis(), _dis()
+    steps = (_compare(pictures, i, i + 1, flow, guided) for i in range(len(pictures) - 1))
+    found = [_mismatch(pictures[step.first], pictures[step.last], step.flow) for step in steps]
+    return np.array(found) / max(1, pictures[0].size)
 
 
 def _firsts(window: int, count: int) -> range:
@@ -101,20 +189,41 @@ def _firsts(window: int, count: int) -> range:
     return range(window * _WINDOW, min((window + 1) * _WINDOW, count - 1), 2)
 
 
-def _windows(frames: np.ndarray) -> Iterator[list[_Step]]:
-    """Compare pictures T h w: in each window four pairs of neighbours, or three and its two ends where little moves."""
-    flow, guided = _dis(), _dis()  # two, as one that was given a start once does not forget it
-    for window in range((len(frames) - 2) // _WINDOW + 1):
-        pairs = [(i, i + 1) for i in _firsts(window, len(frames))]
-        steps = [_compare(frames, *pair, flow, guided) for pair in pairs[:3]]
+def _windows(frames: np.ndarray, compare: Callable[[Sequence[_Pair]], Iterable[_Step]]) -> list[list[_Step]]:
+    """Compare pictures T h w: in each window four pairs of neighbours, or three and its two ends where little moves.
+
+    What is compared is asked for twice, for all windows at once: a network computes many pairs together.
+    """
+    pairs = [[(i, i + 1) for i in _firsts(window, len(frames))] for window in range((len(frames) - 2) // _WINDOW + 1)]
+    begun = iter(compare([pair for some in pairs for pair in some[:3]]))
+    windows = [list(itertools.islice(begun, len(some[:3]))) for some in pairs]
+    for window, steps in enumerate(windows):
         first, last = window * _WINDOW, min((window + 1) * _WINDOW, len(frames) - 1)
         slow = statistics.median(step.median_px for step in steps) < _SLOW_PX and last - first > 2
-        yield steps + [_compare(frames, *pair, flow, guided) for pair in ([(first, last)] if slow else pairs[3:])]
+        pairs[window] = [(first, last)] if slow else pairs[window][3:]
+    rest = iter(compare([pair for some in pairs for pair in some]))
+    return [steps + list(itertools.islice(rest, len(some))) for steps, some in zip(windows, pairs, strict=True)]
 
 
-def _halved(frame: np.ndarray) -> np.ndarray:
-    height, width = frame.shape
-    return np.asarray(cv2.resize(frame, ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA))
+def _shrunk(frame: np.ndarray, share: int) -> np.ndarray:
+    """A frame h w or h w 3 as a grey picture of so small a share of its sides."""
+    if frame.ndim == 3:
+        frame = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+    height, width = ((side + share // 2) // share for side in frame.shape)
+    return np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA))
+
+
+def _averaged(flow: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A flow H W 2 on a picture of another size h w, in pixels of that, by its height, as speeds are: h w 2."""
+    height, width = shape
+    smaller = cv2.resize(flow, (width, height), interpolation=cv2.INTER_AREA)
+    return np.asarray(smaller * np.float32(height / flow.shape[0]))
+
+
+def _by_dis(
+    frames: np.ndarray, flow: cv2.DISOpticalFlow, guided: cv2.DISOpticalFlow, pairs: Sequence[_Pair]
+) -> Iterator[_Step]:
+    return (_compare(frames, *pair, flow, guided) for pair in pairs)
 
 
 def _dis() -> cv2.DISOpticalFlow:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import tarfile
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
@@ -199,7 +200,10 @@ def _sample(
 def _json(reader: Bytes, url: str, offset: int, size: int) -> dict[str, Any]:
     if size > _MOST_JSON_BYTES:
         raise ValueError(f"json of {size} bytes")
-    about = json.loads(reader.read(url, offset, size))
+    try:
+        about = json.loads(reader.read(url, offset, size))
+    except RecursionError as error:
+        raise ValueError("json is nested too deeply") from error
     if not isinstance(about, dict):
         raise ValueError(f"json holds a {type(about).__name__}, not a row")
     return about
@@ -220,7 +224,7 @@ def _facts(about: dict[str, Any]) -> Facts | None:
 def _plain(value: Any) -> Any:
     """A value as a column holds it: a number, a word or a list of words; None for anything else."""
     if isinstance(value, bool | int | float):
-        return float(value)
+        return float(value) if abs(value) <= sys.float_info.max else None
     if isinstance(value, str):
         return value if len(value) <= _MOST_WORD else None
     if isinstance(value, list) and value and all(isinstance(word, str) and len(word) <= _MOST_WORD for word in value):

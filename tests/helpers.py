@@ -62,6 +62,7 @@ def _captioner() -> dict[str, Any]:
 # Stage -> what makes arguments for it, where it cannot do without: models small enough to be made here.
 EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "aesthetic": _aesthetic,
+    "ask": lambda: {"model": "tests.captioning.scripted:judge"},
     "caption": lambda: {**_captioner(), "version": "direct"},
     "classify": _classify,
     "embedding": _embedding,

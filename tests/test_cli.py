@@ -7,14 +7,31 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+
+from curation.cli import app
 
 
 def cutroom(*words: object, cwd: Path | None = None, timeout_s: float = 200) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "curation.cli", *map(str, words)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout_s)
+
+
+def test_no_help_has_square_brackets_which_rich_would_take_for_styles() -> None:
+    def told(command: Any) -> Iterator[str]:
+        yield command.help or ""
+        yield from (getattr(option, "help", None) or "" for option in command.params)
+        for one in getattr(command, "commands", {}).values():
+            yield from told(one)
+
+    helps = list(told(typer.main.get_command(app)))
+    assert len(helps) > 100
+    assert not [text for text in helps if "[" in text]
 
 
 def test_help_imports_nothing_heavy() -> None:

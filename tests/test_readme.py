@@ -44,6 +44,14 @@ def test_captioners_of_the_readme_are_valid(tmp_path: Path, monkeypatch: pytest.
     assert [step.stage.name for step in plan.later] == names
 
 
+def test_questions_of_the_readme_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Endpoint, "check", lambda self, model: None)
+    (tmp_path / "asked.yaml").write_text(pipeline_of_the_readme("asked"))
+    plan = load_plan("asked", tmp_path / "asked.yaml")
+    assert list(plan.rules) == ["asked_lecture", "asked_hands"]
+    assert {"asked_lecture_reply", "asked_screen_noise", "asked_hands"} <= set(plan.clip_schema.names)
+
+
 def test_make_targets_of_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     named = [line.split()[1] for line in commands() if line.startswith("make ")]
@@ -119,7 +127,7 @@ def test_the_commands_run_in_order(workplace: Path, cluster: str) -> None:
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
         ran.append(words[1])
     curated = ["check", "run", "stats", "verify", "shard", "filter", "filter"]
-    trained = ["train", "train", "vae", "train", "sample"]
+    trained = ["train", "train", "vae", "train", "sample", "eval"]
     assert ran == [*curated, *trained, "run", "run"]
     assert len(list((workplace / "samples").glob("*.mp4"))) == 1
     for query in blocks("sql")[0].split(";"):

@@ -148,6 +148,23 @@ def test_rejected_and_failed_clips_are_not_measured() -> None:
     assert run_stage(Doubler(), batch, mark="d@1", score_rejected=True)["twice"].to_pylist() == [4.0, 4.0, None]
 
 
+def test_pictures_are_not_copied_where_all_clips_are_measured() -> None:
+    given: list[int] = []
+
+    class Looker(Filter):
+        name = "looker"
+        frames = Frames(fps=1, long_side_px=32)
+        writes = pa.schema([("looker", pa.float32())])
+
+        def process(self, clips: pa.Table) -> pa.Table:
+            given.append(clips[self.frames.column].chunk(0).field("pixels").buffers()[-1].address)
+            return pa.table({"looker": pa.array([0.0] * clips.num_rows, pa.float32())}, self.writes)
+
+    clips = batch_for(Looker(), 2)
+    run_stage(Looker(), clips, mark="looker@x")
+    assert given == [clips[Looker.frames.column].chunk(0).field("pixels").buffers()[-1].address]
+
+
 def test_a_clip_that_carries_the_mark_keeps_its_value() -> None:
     once = run_stage(Doubler(), batch_for(Doubler(), 2), mark="doubler@1")
     altered = once.set_column(once.schema.get_field_index("twice"), "twice", pa.array([7.0, 7.0], pa.float32()))

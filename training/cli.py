@@ -47,7 +47,7 @@ Changes = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Processes = Annotated[int, typer.Option(min=1, help="Processes that train together, one for each GPU of this machine.")]
 Engine = Annotated[Launcher, typer.Option(help="Start them on this machine, or as workers of a Ray cluster.")]
-Address = Annotated[str | None, typer.Option(help="Address of a Ray cluster [default: a Ray on this machine].")]
+Address = Annotated[str | None, typer.Option(help="Address of a Ray cluster.", show_default="a Ray on this machine")]
 PreflightOnly = Annotated[bool, typer.Option("--preflight", help="Only say what the training will read.")]
 
 
@@ -68,11 +68,12 @@ def train_vae(
     from training.vae.run import load, look_ahead
 
     file = find_recipe(config)
+    from training.distributed import num_processes as started
     from training.launch import is_first
 
     stages = load(file, changes=changes or ())
     if preflight or is_first():  # mistakes are said before anything is started
-        reports = look_ahead(stages)
+        reports = look_ahead(stages, world=max(num_processes, started()))
         if preflight or not json:
             _say_preflight(reports, json=json)
     if preflight:
@@ -96,6 +97,7 @@ def train_transformer(
 ) -> None:
     """Train the text-to-video transformer on a VAE's latents; run it again to continue."""
     _need_packages(*_TEXT_PACKAGES)
+    from training.distributed import num_processes as started
     from training.launch import is_first
     from training.recipes import find_recipe
     from training.transformer.preflight import look_ahead
@@ -104,7 +106,7 @@ def train_transformer(
     file = find_recipe(config)
     stages = load(file, changes=changes or ())
     if preflight or is_first():  # mistakes are said before anything is started
-        reports = look_ahead(stages, world=num_processes)
+        reports = look_ahead(stages, world=max(num_processes, started()))
         if preflight or not json:
             _say_transformer_preflight(reports, json=json)
     if preflight:
@@ -131,7 +133,7 @@ Chunk = Annotated[int, typer.Option(min=0, help="Frames that pass through at a t
 Tiled = Annotated[bool, typer.Option("--tiled", help="Large pictures in tiles, which takes less memory.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many samples.")]
 Lpips = Annotated[str | None, typer.Option(help="LPIPS too: a file with AlexNet's weights, or 'torchvision'.")]
-Device = Annotated[str | None, typer.Option(help="Such as cuda or cpu [default: a GPU if there is one].")]
+Device = Annotated[str | None, typer.Option(help="Such as cuda or cpu.", show_default="a GPU if there is one")]
 
 
 @vae.command()
@@ -249,7 +251,7 @@ def _run(
         return
     if num_processes > 1:
         arguments = ["train", kind, str(file), "--output", str(output), *(["--encode-only"] if encode_only else [])]
-        arguments += [part for change in changes for part in ("--set", change)]
+        arguments += [part for change in changes for part in ("--set", change)] + (["--json"] if json else [])
         if status := launch.on_this_machine(arguments, num_processes=num_processes):
             raise typer.Exit(status)
         return

@@ -16,7 +16,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from curation.errors import UsageError
 
-_TIMEOUT = datetime.timedelta(minutes=30)  # the first rank may write samples or a checkpoint meanwhile
+_TIMEOUT = datetime.timedelta(minutes=30)
+_PATIENCE = datetime.timedelta(days=7)  # ranks encode their share, or the first one writes samples; who dies ends all
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,14 @@ class World:
         device: where this one computes.
         mesh: ``data`` x ``context``: ranks along ``data`` read different samples, those along ``context`` share each
             sample, a span of frames each. None when alone.
+        patient: all ranks, for ``wait``.
     """
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     mesh: DeviceMesh | None = None
+    patient: dist.ProcessGroup | None = None
 
     @property
     def is_first(self) -> bool:
@@ -69,9 +72,9 @@ class World:
         return held[0]
 
     def wait(self) -> None:
-        """Until all ranks are here."""
+        """Until all ranks are here, however long one works meanwhile."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(self.patient)
 
     def average_gradients(self, module: nn.Module) -> None:
         """The mean over all ranks, for a module that every rank holds whole."""
@@ -118,6 +121,6 @@ def find_world(*, context_parallel: int = 1) -> World:
     if size == 1:
         return World(device=device)
     shape = (size // context_parallel, context_parallel)
-    return World(
-        dist.get_rank(), size, device, init_device_mesh(device.type, shape, mesh_dim_names=("data", "context"))
-    )
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("data", "context"))
+    patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    return World(dist.get_rank(), size, device, mesh, patient)

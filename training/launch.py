@@ -29,17 +29,23 @@ def on_ray(
     """
     import ray
     from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
-    ray.init(address=address, log_to_driver=True)
+    ray.init(address=address or "local", log_to_driver=True)
     try:
         there = ray.cluster_resources()
         kind = "GPU" if there.get("GPU") else "CPU"
         if num_workers > there.get(kind, 0):
             raise UsageError(f"--num-processes {num_workers}: the cluster has {there.get(kind, 0):.0f} {kind}s")
         scaling = ScalingConfig(num_workers=num_workers, use_gpu=kind == "GPU")
+        # Weights and states that lie off the GPU meanwhile are gathered by gloo.
+        backend = TorchConfig(backend="cpu:gloo,cuda:nccl" if scaling.use_gpu else "gloo")
         TorchTrainer(
-            work, train_loop_config=request, scaling_config=scaling, run_config=RunConfig(name="cutroom")
+            work,
+            train_loop_config=request,
+            torch_config=backend,
+            scaling_config=scaling,
+            run_config=RunConfig(name="cutroom"),
         ).fit()
     finally:
         ray.shutdown()

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
 from curation.errors import CutroomError, UsageError
 from training.checkpoint import Checkpoints, on_first
@@ -28,8 +28,10 @@ from training.metrics import Metrics, Stopwatch, peak_flops, peak_memory_gb
 from training.optimiser import Average, Muon, factor_at, optimisers
 from training.settings import Training
 from training.task import Batches, Task
+from training.weights import aside
 
 WEIGHTS = "weights"
+_WRITTEN = "weights.step"  # of the training whose weights lie there, whole
 Say = Callable[[str], None]
 
 
@@ -59,16 +61,19 @@ class Trainer:
         training.check()
         self._task, self._batches, self._training = task, batches, training
         self._folder, self._world, self._say = folder, world, say
-        for role in task.roles.values():
+        self._optimisers: dict[str, list[torch.optim.Optimizer]] = {}
+        for name, role in task.roles.items():
             role.module.to(world.device)
-            if world.size > 1 and role.sharded:
+            spread, offload = world.size > 1 and role.sharded, training.offload_optimiser
+            if spread:
+                policy = CPUOffloadPolicy(pin_memory=world.device.type == "cuda") if offload else OffloadPolicy()
                 for block in (*task.shard(role.module), role.module):
                     # Over all ranks, also those that share samples; and at once spread again after a forward without
                     # a backward, as in judging, for averages lie spread.
-                    fully_shard(block, reshard_after_forward=True)
+                    fully_shard(block, reshard_after_forward=True, offload_policy=policy)
             if training.compile:
                 role.module.compile()
-        self._optimisers = {name: optimisers(role.module, role.optimiser) for name, role in task.roles.items()}
+            self._optimisers[name] = optimisers(role.module, role.optimiser, offload=offload and not spread)
         self._averages = {
             name: Average(role.module, training.ema)
             for name, role in task.roles.items()
@@ -85,6 +90,8 @@ class Trainer:
             UsageError: the folder holds a training of another model.
             TrainingError: gradients were not finite for too many steps in a row.
         """
+        if self._training.precision == "bf16" and self._world.device.type == "cpu" and self._world.is_first:
+            self._say("bf16 takes most CPUs up to ten times as long as fp32: --set training.precision=fp32")
         self._restore()
         judged = stored = self.state.step
         judgement: dict[str, float] = {}
@@ -104,8 +111,10 @@ class Trainer:
                     stored = self.state.step
             if judged != self.state.step or not judgement:
                 judgement = self._judge(metrics)
-            if stored != self.state.step or not (self._folder / WEIGHTS).exists():
+            if stored != self.state.step:
                 self._store()
+            elif not self._world.of_first(self._is_written()):  # killed between a checkpoint and its weights
+                self._write()
         return judgement
 
     def _share(self) -> float:
@@ -235,13 +244,26 @@ class Trainer:
             "config": self._task.config,
         }
         self._checkpoints.save(self.state.step, self._parts(), about)
+        self._write()
+
+    def _write(self) -> None:
+        """The model as others open it, and behind it the step that it is of."""
         name, role = next(iter(self._task.roles.items()))
         average = self._averages.get(name)
         with average.applied() if average else contextlib.nullcontext():
             options = StateDictOptions(full_state_dict=True, cpu_offload=True)
             weights: dict[str, Any] = get_model_state_dict(role.module, options=options)
-            # Inside, because on a CPU these are no copies.
-            on_first(self._world, lambda: self._task.save(self._folder / WEIGHTS, weights))
+
+            def save() -> None:
+                self._task.save(self._folder / WEIGHTS, weights)
+                with aside(self._folder / _WRITTEN) as file:
+                    file.write_text(str(self.state.step), encoding="utf-8")
+
+            on_first(self._world, save)  # inside, because on a CPU the weights are no copies
+
+    def _is_written(self) -> bool:
+        file = self._folder / _WRITTEN
+        return file.is_file() and file.read_text(encoding="utf-8") == str(self.state.step)
 
     def _restore(self) -> None:
         """Go on from the newest checkpoint."""

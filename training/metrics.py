@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from curation.errors import UsageError
+from training.weights import aside
 
 METRICS = "metrics.jsonl"
 _SHOWN = ("loss", "psnr", "frames_per_s", "data_wait")
@@ -30,7 +31,7 @@ class Metrics:
         _forget_after(self._path, step)
         from torch.utils.tensorboard import SummaryWriter
 
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self._wandb: Any = None
         if wandb is not None:
             import wandb as client
@@ -96,7 +97,8 @@ def _forget_after(path: Path, step: int) -> None:
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        with aside(path) as other:
+            other.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 def _run_id(folder: Path) -> str:

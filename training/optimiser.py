@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -13,14 +13,20 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from training.settings import OptimiserSettings
 
+_TOGETHER = 2**22  # numbers of small matrices that Muon turns together: one by one they cost little but overhead
 _NOT_FOR_MUON = ("conv_in", "conv_out", "embed", "proj_out", "norm_out")  # what is next to pixels, texts and latents
 
 
-def optimisers(module: nn.Module, settings: OptimiserSettings) -> list[torch.optim.Optimizer]:
+def optimisers(module: nn.Module, settings: OptimiserSettings, *, offload: bool = False) -> list[torch.optim.Optimizer]:
     """AdamW over the weights that learn, and Muon over matrices and convolutions where the settings want it.
 
-    Weights with one dimension (norms, biases) have no weight decay. Each group notes its highest learning rate.
+    Weights with one dimension (norms, biases) have no weight decay. Each group notes its highest learning rate. With
+    ``offload`` what they remember lies in the machine's memory.
     """
+    from training import offload as offloaded
+
+    adam = offloaded.OffloadedAdamW if offload else torch.optim.AdamW
+    muon = offloaded.OffloadedMuon if offload else Muon
     weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
     found: list[torch.optim.Optimizer] = []
     if settings.muon is not None:
@@ -29,14 +35,14 @@ def optimisers(module: nn.Module, settings: OptimiserSettings) -> list[torch.opt
             for name, weight in weights.items()
             if weight.dim() > 1 and not any(part in name for part in _NOT_FOR_MUON)
         }
-        found.append(Muon(list(matrices.values()), lr=settings.muon, weight_decay=settings.weight_decay))
+        found.append(muon(list(matrices.values()), lr=settings.muon, weight_decay=settings.weight_decay))
         weights = {name: weight for name, weight in weights.items() if name not in matrices}
     groups = [
         {"params": [w for w in weights.values() if w.dim() > 1], "weight_decay": settings.weight_decay},
         {"params": [w for w in weights.values() if w.dim() <= 1], "weight_decay": 0.0},
     ]
     filled = [group for group in groups if group["params"]]
-    found.append(torch.optim.AdamW(filled, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps))
+    found.append(adam(filled, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps))
     return found
 
 
@@ -62,36 +68,50 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Change the weights that have a gradient."""
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state["momentum"] = torch.zeros_like(weight)
-                average = state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
-                update = weight.grad.lerp(average, group["momentum"])  # looks ahead (Nesterov)
-                if isinstance(update, DTensor):
-                    turned = orthogonal(update.full_tensor().flatten(1)).view(update.shape)
-                    update = distribute_tensor(turned, update.device_mesh, update.placements, src_data_rank=None)
-                else:
-                    update = orthogonal(update.flatten(1)).view_as(weight)
-                rows, columns = weight.shape[0], weight[0].numel()
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+            for weights in _alike([weight for weight in group["params"] if weight.grad is not None]):
+                wanted = torch.stack([self._wanted(weight, group["momentum"]) for weight in weights])
+                for weight, update in zip(weights, orthogonal(wanted), strict=True):
+                    turned = update.reshape(weight.shape)
+                    if isinstance(weight, DTensor):
+                        turned = distribute_tensor(turned, weight.device_mesh, weight.placements, src_data_rank=None)
+                    rows, columns = update.shape
+                    weight.mul_(1 - group["lr"] * group["weight_decay"])
+                    weight.add_(turned, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+
+    def _wanted(self, weight: Tensor, momentum: float) -> Tensor:
+        """The whole matrix (out, everything else) of the gradient and what is remembered of earlier ones."""
+        state, gradient = self.state[weight], weight.grad
+        assert gradient is not None
+        if not state:
+            state["momentum"] = torch.zeros_like(weight)
+        average = state["momentum"].lerp_(gradient, 1 - momentum)
+        update = gradient.lerp(average, momentum)  # looks ahead (Nesterov)
+        return (update.full_tensor() if isinstance(update, DTensor) else update).flatten(1)
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """The nearest matrix whose singular values are about 1, by five steps of a quintic Newton-Schulz iteration.
+def _alike(weights: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Weights whose matrices are of one shape, so many at a time."""
+    groups: dict[tuple[int, int], list[Tensor]] = {}
+    for weight in weights:
+        groups.setdefault((weight.shape[0], weight[0].numel()), []).append(weight)
+    for (rows, columns), group in groups.items():
+        size = max(1, _TOGETHER // (rows * columns))
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
 
-    The coefficients are Jordan's: they bring all singular values above a few thousandths to between 0.7 and 1.2.
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """The nearest matrices (..., M, N) whose singular values are about 1, by a quintic Newton-Schulz iteration.
+
+    Its coefficients are Jordan's: five steps bring all singular values above a few thousandths to between 0.7 and 1.2.
     """
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = x / x.norm().clamp(min=1e-7)
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(5):
-        square = x @ x.T
+        square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    return x.T if tall else x
+    return x.mT if tall else x
 
 
 class Average:

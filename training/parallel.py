@@ -133,6 +133,10 @@ class SharedTimeline(Timeline):
                 f"{ratio} (see split_frames)"
             )
 
+    def is_image(self, x: Tensor) -> bool:
+        """Never: other ranks may hold frames after a single one."""
+        return False
+
     def past(self, conv: nn.Module, x: Tensor, *, frames: int) -> Tensor:
         """The last ``frames`` frames of the ranks before."""
         return self.extend(conv, x, frames=frames)[:, :, :frames]

@@ -10,10 +10,14 @@ import typer
 
 if TYPE_CHECKING:  # the rest of the command line must not wait for what these import
     from training.transformer.produce import Made
-    from training.transformer.requests import Prepared
+    from training.transformer.requests import Prepared, Request
+    from training.vae.config import Chunks
 
 _PACKAGES = ("torch", "safetensors", "transformers")
 
+Pixels = Annotated[
+    int | None, typer.Option(min=8, help="px, such as 480 or 720.", show_default="as trained, or the video's")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -48,16 +52,12 @@ def sample(
         Path | None, typer.Option("--prompts", help="A file of prompts, one a line, besides those named.")
     ] = None,
     frames: Annotated[
-        int | None, typer.Option(min=1, help="Of a window, 4k+1, such as 49 [default: as the model was trained].")
+        int | None, typer.Option(min=1, help="Of a window, 4k+1, such as 49.", show_default="as the model was trained")
     ] = None,
-    height: Annotated[
-        int | None, typer.Option(min=8, help="px, such as 480 [default: as trained, or the video's].")
-    ] = None,
-    width: Annotated[
-        int | None, typer.Option(min=8, help="px, such as 720 [default: as trained, or the video's].")
-    ] = None,
+    height: Pixels = None,
+    width: Pixels = None,
     fps: Annotated[
-        float | None, typer.Option(help="Frames a second [default: 8, 16 for CogVideoX 1.5, or the video's].")
+        float | None, typer.Option(help="Frames a second.", show_default="8, 16 for CogVideoX 1.5, or the video's")
     ] = None,
     length: Annotated[
         int | None, typer.Option(min=1, help="Frames of the whole video, made in windows of --frames.")
@@ -72,7 +72,7 @@ def sample(
     course: Annotated[str, typer.Option(help="Of guidance: constant, dynamic or dynamic_diffusers.")] = "constant",
     negative: Annotated[str | None, typer.Option(help="A text to go away from, instead of no text.")] = None,
     snr_shift: Annotated[
-        float | None, typer.Option(help="Of the noise (3 for 2b, 1 for 5b) [default: the model's scheduler].")
+        float | None, typer.Option(help="Of the noise (3 for 2b, 1 for 5b).", show_default="the model's scheduler")
     ] = None,
     image: Annotated[Path | None, typer.Option(help="The first frame, for an image-to-video model.")] = None,
     first: Annotated[Path | None, typer.Option(help="A picture to begin with, for a model trained with masks.")] = None,
@@ -81,14 +81,18 @@ def sample(
         Path | None, typer.Option(help="A video to continue, whose frames come first in the result.")
     ] = None,
     overlap: Annotated[
-        int | None, typer.Option(min=1, help="Frames that a window takes over, 4k+1 [default: a quarter of it].")
+        int | None, typer.Option(min=1, help="Frames that a window takes over, 4k+1.", show_default="a quarter of it")
     ] = None,
     loop: Annotated[bool, typer.Option("--loop", help="Lead the end back to the start.")] = False,
     dtype: Annotated[
         Dtype | None,
-        typer.Option(help="Of the weights; int8 by torchao, transformer only [default: bf16 on a GPU, else fp32]."),
+        typer.Option(
+            help="Of the weights; int8 by torchao, transformer only.", show_default="bf16 on a GPU, else fp32"
+        ),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Such as cuda or cpu [default: a GPU if there is one].")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Such as cuda or cpu.", show_default="a GPU if there is one")
+    ] = None,
     offload: Annotated[
         bool, typer.Option("--offload", help="Transformer and VAE on the device one after the other.")
     ] = False,
@@ -104,16 +108,11 @@ def sample(
 ) -> None:
     """Make videos from texts, pictures and videos. Run it again to continue; torchrun shares prompts among GPUs."""
     _need_packages()
-    from rich.console import Console
-
-    from curation.errors import UsageError
     from training.transformer.models import Sources
-    from training.transformer.requests import Request, prepare
+    from training.transformer.requests import Request
     from training.transformer.sampling import Sampling
-    from training.vae.config import Chunks, Tiles
+    from training.vae.config import Tiles
 
-    if chunk % 4:
-        raise UsageError(f"--chunk {chunk}: a multiple of 4 is meant, such as 8, or 0 for all frames at once")
     request = Request(
         prompts=(*(prompts or ()), *_lines(prompts_file)),
         sources=Sources(
@@ -141,16 +140,12 @@ def sample(
         dtype=dtype.value if dtype else None,
         device=device,
         offload=offload,
-        chunks=Chunks(frames=chunk, latents=chunk // 4) if chunk else None,
+        chunks=_chunks(chunk),
         tiles=Tiles() if tiled else None,
         embeddings=embeddings,
         save_embeddings=save_embeddings,
     )
-    with Console(stderr=True, quiet=json).status("reading what the models are"):  # their digests take a minute for 5b
-        prepared = prepare(request)
-    made = _run(prepared, output, quiet=json)
-    _say(made, output, json=json)
-    raise typer.Exit(1 if any(one.status == "failed" for one in made) else 0)
+    _make(request, output, json=json)
 
 
 def convert(
@@ -160,10 +155,10 @@ def convert(
     vae: Annotated[bool, typer.Option("--vae", help="The VAE is meant, not the transformer.")] = False,
     lora: Annotated[bool, typer.Option("--lora", help="A LoRA is meant, not a whole transformer.")] = False,
     scaling_factor: Annotated[
-        float | None, typer.Option(help="Of a VAE from SAT: 0.7 for 5b and 1.5 [default: 1.15258426, of 2b].")
+        float | None, typer.Option(help="Of a VAE from SAT: 0.7 for 5b and 1.5.", show_default="1.15258426, of 2b")
     ] = None,
     lora_alpha: Annotated[
-        float | None, typer.Option(help="Of a LoRA [default: what its files say; 1 for SAT's].")
+        float | None, typer.Option(help="Of a LoRA.", show_default="what its files say; 1 for SAT's")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -221,6 +216,29 @@ def _lora(given: str) -> tuple[str, float]:
         return (folder, float(scale)) if colon and folder else (given, 1.0)
     except ValueError:
         return given, 1.0
+
+
+def _chunks(frames: int) -> Chunks | None:
+    """Frames through the VAE at a time, and the latents that they become."""
+    from curation.errors import UsageError
+    from training.vae.config import Chunks
+
+    if frames % 4:
+        raise UsageError(f"--chunk {frames}: a multiple of 4 is meant, such as 8, or 0 for all frames at once")
+    return Chunks(frames=frames, latents=frames // 4) if frames else None
+
+
+def _make(request: Request, output: Path, *, json: bool) -> None:
+    """Do what is asked for, say what came of it, and exit."""
+    from rich.console import Console
+
+    from training.transformer.requests import prepare
+
+    with Console(stderr=True, quiet=json).status("reading what the models are"):  # their digests take a minute for 5b
+        prepared = prepare(request)
+    made = _run(prepared, output, quiet=json)
+    _say(made, output, json=json)
+    raise typer.Exit(1 if any(one.status == "failed" for one in made) else 0)
 
 
 def _run(prepared: Prepared, output: Path, *, quiet: bool) -> list[Made]:

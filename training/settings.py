@@ -6,9 +6,10 @@ import copy
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import yaml
+from annotated_types import Ge, Gt, Le, Lt
 
 from curation.document import Document
 from curation.errors import UsageError
@@ -17,6 +18,7 @@ STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
 _STAGES = "stages"
 
 C = TypeVar("C")
+_Share = Annotated[float, Ge(0), Lt(1)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,15 +38,15 @@ class OptimiserSettings:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
-    learning_rate: float = 1e-4
-    muon: float | None = None
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 1e-4
-    warmup_steps: int = 100
+    learning_rate: Annotated[float, Ge(0)] = 1e-4  # 0 learns nothing, as for a stage that is to be left out
+    muon: Annotated[float, Gt(0)] | None = None
+    betas: tuple[_Share, _Share] = (0.9, 0.95)
+    eps: Annotated[float, Ge(0)] = 1e-8
+    weight_decay: Annotated[float, Ge(0)] = 1e-4
+    warmup_steps: Annotated[int, Ge(0)] = 100
     schedule: Literal["cosine", "constant"] = "cosine"
-    final: float = 0.05
-    clip_norm: float | None = 1.0
+    final: Annotated[float, Ge(0), Le(1)] = 0.05
+    clip_norm: Annotated[float, Gt(0)] | None = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,9 @@ class Training:
         ema: how much of the averaged weights stays at each step; null keeps no average.
         compile: by torch.compile: slow at the start, faster afterwards.
         save_memory: compute activations again instead of keeping them; takes about a third longer.
+        offload_optimiser: keep what optimisers remember (8 bytes a weight with AdamW) in the machine's memory and not
+            on the GPU. A step takes longer by the way there and back, and its numbers are the same. Weights that FSDP2
+            spreads over ranks lie there with it, and optimisers compute there.
         context_parallel: ranks that share each sample, a span of its frames each.
         log_every, judge_every, checkpoint_every: steps; a checkpoint is also written at the end.
         keep_checkpoints: the newest so many stay.
@@ -75,13 +80,14 @@ class Training:
     ema: float | None = 0.999
     compile: bool = False
     save_memory: bool = False
+    offload_optimiser: bool = False
     context_parallel: int = 1
     log_every: int = 10
     judge_every: int = 500
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     max_skipped: int = 20
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     wandb: str | None = None
 
     def check(self) -> None:

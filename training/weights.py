@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -171,7 +171,7 @@ def _shards(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]
 @contextmanager
 def aside(file: Path) -> Iterator[Path]:
     """A place to write what becomes ``file`` once all is written; nothing stays of it otherwise."""
-    other = file.with_name(f".{file.name}.{os.getpid()}")
+    other = file.with_name(f".{file.name}.{uuid.uuid4().hex[:12]}")  # numbers of processes are alike in containers
     try:
         yield other
         other.replace(file)

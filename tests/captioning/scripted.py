@@ -17,3 +17,8 @@ def describe(request: Request) -> str:
 def read(request: Request) -> str:
     """What the server of the tests says."""
     return tell(request.prompt, list(request.images))
+
+
+def judge(request: Request) -> str:
+    """Yes or no, by digests of what was asked about which pictures."""
+    return ("Yes.", "no")[hashlib.md5(request.digest().encode()).digest()[0] % 2]

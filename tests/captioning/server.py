@@ -82,6 +82,7 @@ class Behaviour:
     gone_after: int | None = None  # answers; after that, connections end without one
     silent: bool = False  # does not count tokens
     takes_videos: bool = True
+    unsupported: frozenset[str] = frozenset()  # fields of a request, which is then answered with 400
     refuses: str | None = None  # a question that is to be answered with this; with 400
     page: bytes | None = None  # answers everything with this, as what is no such server does
     page_type: str = "text/html"
@@ -93,7 +94,7 @@ class Server:
     def __init__(self, behaviour: Behaviour, answer: Callable[[str, list[bytes]], str]) -> None:
         self.behaviour, self.answer = behaviour, answer
         self.answered: collections.Counter[str] = collections.Counter()
-        self.num_requests = 0
+        self.num_requests = self._num_promised = 0
         self.url = ""
         self._lock = threading.Lock()
         self._random = random.Random(0)
@@ -104,12 +105,13 @@ class Server:
             self.num_requests += 1
             drawn, delay = self._random.random(), self._random.random() ** 3 * self.behaviour.delay_s
             how = self.behaviour
-            if how.gone_after is not None and self.answered.total() >= how.gone_after:
+            if how.gone_after is not None and self._num_promised >= how.gone_after:
                 return "dropped", 0.0
             for name, share in (("errors", how.errors), ("dropped", how.dropped), ("limited", how.limited)):
                 if drawn < share:
                     return name, delay
                 drawn -= share
+            self._num_promised += 1  # here, for between a decision and its answer others ask
             return "fine", delay
 
     def count(self, question: str) -> None:
@@ -151,6 +153,9 @@ class Handler(BaseHTTPRequestHandler):
             self._reply(500, {"error": {"message": "overturned"}})
         elif what == "limited":
             self._reply(429, {"error": {"message": "slower"}})
+        elif self.teller.behaviour.unsupported & asked.keys():
+            field = min(self.teller.behaviour.unsupported & asked.keys())
+            self._reply(400, {"error": {"message": "unsupported parameter", "param": field}})
         elif self._is_let_in() and self._knows(asked["model"]):
             self._answer(asked)
 

@@ -21,7 +21,7 @@ from captioning.requests import Reply, Request
 from captioning.stages import Caption, FrameCaptions, ShortCaption, spread
 from curation.config import load_plan
 from curation.engine import EngineName
-from curation.errors import ConfigError, UsageError
+from curation.errors import ConfigError, StageError, UsageError
 from curation.report import exit_status
 from curation.run import run
 from curation.stage import run_stage
@@ -251,6 +251,26 @@ def test_a_line_of_the_journal_that_is_damaged_costs_its_answer_only(tmp_path: P
         file.write(b"\n" + line)
     journal.add("v", "two", Reply(text="b"))
     assert journal.read("v") == {"one": Reply(text="a"), "two": Reply(text="b")}
+
+
+@pytest.mark.parametrize("fails", ["read", "add"])
+def test_a_journal_that_cannot_be_kept_stops_the_run(tmp_path: Path, fails: str) -> None:
+    """Or the clips would be halved, and each half asked about again, for answers that are lost as well."""
+    asked: list[Request] = []
+    stage = FrameCaptions(model="tests.captioning.scripted:describe")
+    batch = batch_for(stage, 4)
+    place = tmp_path / "pending"
+    if fails == "read":
+        (place / f"{batch['video_id'][0].as_py()}.frame_captions.jsonl").mkdir(parents=True)
+    else:
+        place.write_text("a file where the folder should be")
+    stage.keep_in(place)
+    stage.setup()
+    original = stage._backend.ask
+    stage._backend.ask = lambda requests: (asked.extend(requests), original(requests))[1]  # type: ignore[method-assign,func-returns-value]
+    with pytest.raises(StageError, match=r"pending.*mend that and run again"):
+        run_stage(stage, batch, mark="frame_captions@1")
+    assert len({request.digest() for request in asked}) == len(asked), "it asked again"
 
 
 def test_without_notes_there_is_nothing_to_summarise() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from captioning.chat import IGNORED, encode, generate, kind_of, load, tokenizer_of
+from captioning.chat import IGNORED, check_whole, encode, generate, kind_of, load, tokenizer_of
 from captioning.plain import control_tokens, plain
 from captioning.requests import Request
 from curation.errors import UsageError
@@ -217,3 +217,14 @@ def test_models_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(MissingWeightsError, match="cannot be opened"):
         load(str(tmp_path), device="cpu", dtype="float32")
+
+
+def test_damaged_weights_are_a_mistake_that_names_the_folder(tmp_path: Path) -> None:
+    damaged = tiny.llava(tmp_path / "model")
+    whole = (damaged / "model.safetensors").read_bytes()
+    for content in (b"nothing", whole[:-100]):
+        (damaged / "model.safetensors").write_bytes(content)
+        with pytest.raises(UsageError, match=str(damaged)):
+            load(str(damaged), device="cpu", dtype="float32")
+        with pytest.raises(UsageError, match=r"model\.safetensors is damaged"):
+            check_whole(str(damaged))

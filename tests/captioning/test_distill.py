@@ -22,12 +22,12 @@ from PIL import Image
 from benchmarks.distill import Asked, accuracy, captions_by, shuffle_captions
 from captioning.chat import generate, load
 from captioning.distill import LOG, RECORD, Distilled, distill
-from captioning.examples import Sheets, read_examples, split
+from captioning.examples import Encoder, Example, Sheets, read_examples, split
 from captioning.prompts import Prompt
 from captioning.question import Question, read_question
 from captioning.small import Size, make_small
 from captioning.stages import Caption
-from captioning.tuning import Settings, prepare
+from captioning.tuning import Settings, Tuned, prepare
 from captioning.world import PROMPT, make_world
 from curation.curate import attach_sheets
 from curation.errors import UsageError
@@ -238,6 +238,7 @@ def test_plain_transformers_gives_the_same_captions(finished: Path, world: Path)
         theirs.append(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
     sheets.close()
     assert theirs == captions(finished, world, 4)
+    assert len(set(theirs)) > 1, "a model that says one thing of everything shows nothing"
 
 
 def test_settings_for_chatting_do_not_go_on(base: str, tmp_path: Path) -> None:
@@ -265,6 +266,7 @@ def test_version_2_asks_what_the_model_was_taught(finished: Path, world: Path) -
     clips = clips.slice(0, 4).append_column("frames", attach_sheets(clips["clip_id"].slice(0, 4), frames))
     done = run_stage(stage, clips, mark="caption@1")
     assert done["caption"].to_pylist() == captions(finished, world, 4)
+    assert len(set(done["caption"].to_pylist())) > 1
     assert done["caption_version"].to_pylist() == ["v2"] * 4
     assert done["caption_prompt"][0].as_py() == Prompt("distilled", PROMPT).mark
     assert done["caption_usage"][0].as_py()["calls"] == 1
@@ -415,6 +417,85 @@ def test_mistakes_are_named_before_work_starts(world: Path, base: str, finished:
     rows = [{**row, "caption": None} for row in clips.to_pylist()]
     store.write("clips", part_id, pa.Table.from_pylist(rows, schema=clips.schema))
     expect("no kept clip with a caption", run=store.root)
+
+
+def test_captions_that_break_off_and_refusals_are_not_learnt(base: str, tmp_path: Path) -> None:
+    store = make_world(tmp_path / "run", 40)
+    for part_id, clips in store.parts("clips"):
+        rows = clips.to_pylist()
+        rows.sort(key=lambda row: row["clip_id"])
+        names = [row["clip_id"] for row in rows]
+        rows[1]["caption"] = "I'm sorry, but I cannot see the video."
+        stopped = pa.array([{"cut_off": i == 0} for i in range(len(rows))])
+        table = pa.Table.from_pylist(rows, schema=clips.schema).append_column("caption_usage", stopped)
+        store.write("clips", part_id, table)
+    flaws = {e.clip_id: e.flaw for e in read_examples(store.root) if e.flaw}
+    assert flaws == {names[0]: "breaks off", names[1]: "is a refusal"}
+    said: list[str] = []
+    done = distill(store.root, base, tmp_path / "model", question=QUESTION, settings=QUICK, say=said.append)
+    assert f"2 clips are left out for their captions; the first is {names[0]}, which breaks off" in said
+    assert (done.num_flawed, done.num_clips) == (2, 40)
+    assert done.steps == (38 - len(set(done.held_out) - set(flaws))) // 8 * 2
+
+
+def test_what_was_learnt_whole_may_be_written_whole() -> None:
+    assert Question().max_tokens == Caption.max_tokens
+
+
+def test_a_gpu_that_is_too_small_is_said_with_the_ways_out(
+    world: Path, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def learn(*_: Any, **__: Any) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Tuned, "learn", learn)
+    with pytest.raises(UsageError, match=r"--batch 4.*--save-memory"):
+        distill(world, base, tmp_path / "model", question=QUESTION, settings=QUICK)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_saving_memory_changes_nothing_in_the_model(method: Any, world: Path, base: str, tmp_path: Path) -> None:
+    import torch
+
+    for name in ("kept", "saved"):
+        settings = Settings(
+            method=method, learning_rate=1e-3, batch=4, accumulate=1, epochs=0.3, judged=4, samples=0, rank=4,
+            warmup_steps=1, save_memory=name == "saved",
+        )  # fmt: skip
+        parts = prepare(base, settings, device="cpu").model.modules()
+        assert any(getattr(part, "gradient_checkpointing", False) for part in parts) == settings.save_memory
+        distill(world, base, tmp_path / name, question=QUESTION, settings=settings)
+    kept, saved = weights(tmp_path / "kept"), weights(tmp_path / "saved")
+    assert all(torch.allclose(kept[name], saved[name], atol=1e-6) for name in kept)
+    assert any((kept[name] != weights(Path(base))[name]).any() for name in kept)
+
+
+def test_clips_of_two_shapes_are_learnt_together_as_each_alone(tmp_path: Path) -> None:
+    """LLaVA-NeXT cuts a picture into tiles, more or fewer by its shape."""
+    import torch
+
+    model, processor = load(str(tiny.llava_next(tmp_path / "base")), device="cpu", dtype="float32")
+    sheets: Any = {
+        "square": [(i * 0.5, tiny.jpeg(i, width=64, height=64)) for i in range(2)],
+        "wide": [(i * 0.5, tiny.jpeg(9 + i, width=64, height=32)) for i in range(2)],
+    }
+    encoder = Encoder(processor, sheets, Question(), cache_mb=0)
+    about: dict[str, Any] = {"video_id": "v", "caption_version": None, "caption_model": None}
+    examples = [
+        Example(clip_id="square", caption="A red circle moves left.", **about),
+        Example(clip_id="wide", caption="The camera pans.", **about),
+    ]
+    tiles = [encoder.batch([example])["pixel_values"].shape[1] for example in examples]
+    assert tiles == [5, 3]
+    with torch.inference_mode():
+        alone = [model(**encoder.batch([example])) for example in examples]
+        together = model(**encoder.batch(examples))
+        counts = [int((encoder.batch([example])["labels"] >= 0).sum()) for example in examples]
+    mean = sum(one.loss * count for one, count in zip(alone, counts, strict=True)) / sum(counts)
+    assert torch.allclose(together.loss, mean, rtol=1e-5)
+    assert not torch.allclose(alone[0].loss, alone[1].loss, rtol=1e-2)
 
 
 def test_a_missing_package_names_the_extra(

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import signal
 import socket
+import subprocess
+import sys
 import time
 
 import av
@@ -85,12 +89,26 @@ def test_a_question_that_is_refused_fails_for_good_if_others_are_answered() -> N
     with serving(Behaviour(refuses="number 3", delay_s=0.02)) as server:
         backend = EndpointBackend(Endpoint(url=server.url, concurrency=4), "teller", Sampling())
         answers = dict(backend.ask([request(i) for i in range(20)]))
-        again = dict(backend.ask([request(3)] * 30))
+        again = dict(backend.ask([request(3 if i % 4 else i) for i in range(40)]))
     refused = {i: answer for i, answer in answers.items() if not isinstance(answer, Reply)}
     assert list(refused) == [3]
-    assert all(type(answer) is RefusedError for answer in [refused[3], *again.values()]), "the server was given up"
+    repeated = [again[i] for i in range(40) if i % 4]
+    assert all(type(answer) is RefusedError for answer in [refused[3], *repeated]), "the server was given up"
     assert "BadRequestError" in str(refused[3])
     assert "too long" in str(refused[3])
+
+
+def test_a_server_that_refuses_all_after_a_while_is_given_up() -> None:
+    """As with a 400 that says that there is no money left: it is not the clips that are bad."""
+    with serving(Behaviour(refuses="number 3")) as server:
+        backend = EndpointBackend(Endpoint(url=server.url, concurrency=4), "teller", Sampling())
+        list(backend.ask([request(1)]))
+        answers = [answer for _, answer in backend.ask([request(3)] * 60)]
+        assert server.num_requests <= 1 + 8 + 4, "it went on asking"
+    waiting = [answer for answer in answers if isinstance(answer, NotNowError)]
+    assert len(waiting) >= 60 - (8 + 4)
+    assert "8 failures in a row" in str(waiting[-1])
+    assert "too long" in str(waiting[-1])
 
 
 def test_a_server_that_refuses_all_it_is_asked_is_asked_again_by_the_next_run() -> None:
@@ -163,6 +181,26 @@ def test_a_cap_needs_a_server_that_counts() -> None:
     assert "does not say how many tokens" in str(answers[-1])
 
 
+def test_ctrl_c_does_not_wait_for_a_server_that_stalls() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        script = (
+            "from captioning.endpoint import *\n"
+            f"endpoint = Endpoint(url='http://127.0.0.1:{listener.getsockname()[1]}/v1', concurrency=2)\n"
+            "list(EndpointBackend(endpoint, 'teller', Sampling()).ask([Request(prompt='?')] * 9))"
+        )
+        going = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+        try:
+            listener.settimeout(60)
+            stalled = [listener.accept()[0] for _ in range(2)]
+            going.send_signal(signal.SIGINT)
+            _, said = going.communicate(timeout=15)
+        finally:
+            going.kill()
+        for connection in stalled:
+            connection.close()
+    assert said.rstrip().endswith("KeyboardInterrupt")
+
+
 def test_requests_per_minute_are_kept_to() -> None:
     with serving() as server:
         started = time.monotonic()
@@ -195,6 +233,43 @@ def test_a_message_of_nothing_holds_no_text() -> None:
         assert "holds no text" in str(ask(Endpoint(url=server.url, retries=0), 1)[0])
 
 
+def page(content: object, finish_reason: str = "stop", refusal: str | None = None) -> bytes:
+    """An answer of a server, with a message that holds this."""
+    message = {"role": "assistant", "content": content, "refusal": refusal}
+    return json.dumps({"choices": [{"message": message, "finish_reason": finish_reason}]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (page(None, "content_filter"), "content filter"),
+        (page("", "content_filter"), "content filter"),
+        (page(None, "length"), "raise max_tokens"),
+        (page(None, refusal="I will not."), "the model refuses: I will not."),
+        (page([{"type": "thinking", "thinking": "Hm"}], "length"), "raise max_tokens"),
+    ],
+)
+def test_an_answer_that_is_withheld_is_a_refusal_and_not_paid_for_again(answer: bytes, why: str) -> None:
+    with serving(Behaviour(page=answer, page_type="application/json")) as server:
+        (refused,) = ask(Endpoint(url=server.url, retries=0), 1)
+    assert type(refused) is RefusedError
+    assert why in str(refused)
+
+
+@pytest.mark.parametrize("content", [None, [], 7, {"text": "a dog"}, [{"type": "text", "text": None}, 3]])
+def test_answers_without_text_or_reason_are_failures(content: object) -> None:
+    with serving(Behaviour(page=page(content), page_type="application/json")) as server:
+        answers = ask(Endpoint(url=server.url, retries=0, concurrency=4), 50)
+        assert server.num_requests <= 8 + 4, "it went on paying"
+    assert all(isinstance(answer, NotNowError) and "holds no text" in str(answer) for answer in answers)
+
+
+def test_the_text_of_an_answer_in_parts_is_put_together() -> None:
+    parts = [{"type": "text", "text": "a "}, {"type": "thinking", "thinking": []}, {"type": "text", "text": "dog"}]
+    with serving(Behaviour(page=page(parts), page_type="application/json")) as server:
+        assert ask(Endpoint(url=server.url, retries=0), 1) == [Reply(text="a dog")]
+
+
 @pytest.mark.parametrize(("page", "kind"), [(b"<html>hello</html>", "text/html"), (b"[1]", "application/json")])
 def test_another_kind_of_server_is_said_before_any_work(page: bytes, kind: str) -> None:
     with (
@@ -210,6 +285,21 @@ def test_more_fields_reach_the_server() -> None:
         assert "no model other" in str(ask(endpoint, 1)[0])
 
 
+def test_fields_that_a_server_refuses_are_left_out() -> None:
+    refused = frozenset({"temperature", "seed", "max_tokens"})
+    with serving(Behaviour(unsupported=refused)) as server:
+        assert "omit: [max_tokens]" in str(ask(Endpoint(url=server.url), 1)[0])
+        endpoint = Endpoint(
+            url=server.url, omit=("temperature", "seed", "max_tokens"), body={"max_completion_tokens": 20}
+        )
+        assert ask(endpoint, 1) == [Reply(text="number 0", prompt_tokens=110, completion_tokens=5)]
+
+
+def test_answers_are_never_without_a_limit_by_mistake() -> None:
+    with serving() as server, pytest.raises(UsageError, match="max_completion_tokens"):
+        Endpoint(url=server.url, omit=("max_tokens",)).check("teller")
+
+
 def test_an_answer_without_text_is_not_a_caption() -> None:
     with serving(answer=lambda prompt, images: None) as server:  # type: ignore[arg-type,return-value]
         assert "holds no text" in str(ask(Endpoint(url=server.url), 1)[0])
@@ -219,6 +309,7 @@ def test_an_answer_without_text_is_not_a_caption() -> None:
     ("settings", "model", "message"),
     [
         ({"url": "ftp://x"}, "teller", "must begin with http"),
+        ({"url": "http://host:port/v1"}, "teller", "'http://host:port/v1' cannot be read .*port"),
         ({"max_usd": 1.0}, "teller", "needs usd_per_million"),
         ({"key_env": "NO_SUCH_KEY"}, "teller", "NO_SUCH_KEY does not hold a key"),
         ({"key_env": "TELLER_KEY"}, "teller", "refuses the key in TELLER_KEY"),
@@ -234,6 +325,22 @@ def test_mistakes_are_said_before_any_work(
     with serving(Behaviour(key="right")) as server, pytest.raises(UsageError, match=message):
         Endpoint(**{"url": server.url, **settings}).check(model)  # type: ignore[arg-type]
     assert server.num_requests == 0
+
+
+def test_blanks_around_a_key_are_no_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TELLER_KEY", " right\r\n")
+    with serving(Behaviour(key="right")) as server:
+        endpoint = Endpoint(url=server.url, key_env="TELLER_KEY", retries=0)
+        endpoint.check("teller")
+        assert isinstance(ask(endpoint, 1)[0], Reply)
+
+
+@pytest.mark.parametrize("key", ["sk-secret\n2", "\u201csk-secret\u201d", "sk-\x7fsecret"])
+def test_a_key_that_cannot_be_sent_is_said_and_not_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TELLER_KEY", key)
+    with serving() as server, pytest.raises(UsageError, match="variable TELLER_KEY has letters") as raised:
+        Endpoint(url=server.url, key_env="TELLER_KEY").check("teller")
+    assert "secret" not in str(raised.value)
 
 
 def test_a_server_that_does_not_run_is_said_before_any_work() -> None:

@@ -47,6 +47,23 @@ def fail(request: Request) -> str:
     raise RuntimeError("no mood")
 
 
+def moody(request: Request) -> str:
+    return fail(request) if "Prompt: a cat" in request.prompt else "Long."
+
+
+@pytest.mark.parametrize("json_", [False, True])
+def test_a_prompt_that_fails_does_not_cost_the_others(finished: Path, json_: bool) -> None:
+    model = ["--run", str(finished), "--model", "tests.captioning.test_enhance:moody"]
+    done = CliRunner().invoke(app, ["enhance", "a dog", "a cat", "a bee", *model, *["--json"][: int(json_)]])
+    if json_:
+        assert [one["prompt"] for one in json.loads(done.stdout)] == ["a dog", "a bee"]
+    else:
+        assert done.stdout == "Long.\nLong.\n"
+    assert done.exit_code == 1
+    assert isinstance(done.exception, CutroomError)
+    assert str(done.exception).endswith("has not answered 'a cat': no mood")
+
+
 def test_only_captions_of_kept_clips_are_examples(finished: Path) -> None:
     assert read_captions(finished) == CAPTIONS_SEEN
 
@@ -86,6 +103,34 @@ def test_a_server_can_answer(finished: Path) -> None:
     assert CAPTIONS_SEEN[0] in asked[0]
 
 
+def test_a_server_that_refuses_fields_is_not_sent_them(finished: Path) -> None:
+    refused = frozenset({"temperature", "seed", "max_tokens"})
+    with serving(Behaviour(models=("writer",), unsupported=refused), lambda prompt, images: "Long.") as server:
+        arguments = ["enhance", "a dog", "--run", str(finished), "--model", "writer", "--endpoint", server.url]
+        said = str(CliRunner().invoke(app, arguments).exception)
+        assert "has not answered" in said
+        assert "omit: [max_tokens]" in said
+        left_out = [word for field in sorted(refused) for word in ("--omit", field)]
+        assert "add --body max_completion_tokens" in str(CliRunner().invoke(app, [*arguments, *left_out]).exception)
+        done = CliRunner().invoke(app, [*arguments, *left_out, "--body", "max_completion_tokens=2000"])
+        assert done.stdout == "Long.\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--endpoint", "http://x/v1", "--omit", "seeds"], "--omit seeds: no such field. Did you mean 'seed'?"),
+        (["--endpoint", "http://x/v1", "--body", "top_k"], "--body top_k: NAME=VALUE is meant"),
+        (["--endpoint", "http://x/v1", "--omit", "max_tokens"], "add --body max_completion_tokens=2000"),
+        (["--omit", "seed"], "are about a server: name it with --endpoint"),
+    ],
+)
+def test_mistakes_about_a_server_are_said(finished: Path, words: list[str], says: str) -> None:
+    done = CliRunner().invoke(app, ["enhance", "a dog", "--run", str(finished), "--model", "writer", *words])
+    assert isinstance(done.exception, UsageError)
+    assert says in str(done.exception)
+
+
 def test_mistakes_and_failures_are_said(finished: Path, tmp_path: Path) -> None:
     echo_name = "tests.captioning.test_enhance:echo"
     with pytest.raises(UsageError, match="is empty"):
@@ -99,5 +144,5 @@ def test_mistakes_and_failures_are_said(finished: Path, tmp_path: Path) -> None:
     empty.create()
     with pytest.raises(UsageError, match="no kept clips with captions"):
         enhance(["a dog"], empty.root, echo_name)
-    with pytest.raises(CutroomError, match="has not answered: no mood"):
+    with pytest.raises(CutroomError, match="has not answered 'a dog': no mood"):
         enhance(["a dog"], finished, "tests.captioning.test_enhance:fail", sampling=Sampling())

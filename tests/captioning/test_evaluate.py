@@ -54,10 +54,10 @@ def test_recall_is_the_share_of_true_words(world: Path, truth: dict[str, dict[st
     assert done.model_cost.calls == 1
 
 
-def test_what_the_run_spent_is_compared(tmp_path: Path) -> None:
+def test_what_the_run_spent_on_captions_is_compared(tmp_path: Path) -> None:
     store = make_world(tmp_path / "out", 8)
     ((part_id, clips),) = store.parts("clips")
-    for name, calls in (("frame_captions_usage", 4), ("caption_usage", 1)):
+    for name, calls in (("frame_captions_usage", 4), ("caption_usage", 1), ("asked_lecture_usage", 6)):
         usage = {"calls": calls, "prompt_tokens": 100 * calls, "completion_tokens": 10, "cut_off": False}
         clips = clips.append_column(name, pa.array([usage] * 8, USAGE))
     store.write("clips", part_id, clips)

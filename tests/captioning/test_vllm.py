@@ -236,7 +236,7 @@ import sys, ray
 from curation.run import run
 engine, footage, output, config = sys.argv[1:]
 if engine == "ray":
-    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
 run("told", [footage], output, config=config, engine=engine, shards=False)
 """
 

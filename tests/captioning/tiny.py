@@ -150,6 +150,43 @@ def llava(folder: Path, *, seed: int = 0) -> Path:
     return _save(LlavaForConditionalGeneration(config), processor, folder, [words.eos_token_id], seed)
 
 
+def llava_next(folder: Path, *, seed: int = 0) -> Path:
+    """Save a LLaVA-NeXT: a picture is seen whole and in tiles of 32 pixels, two or four by its shape."""
+    from curation.torchvision import mend
+
+    mend()
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaNextConfig,
+        LlavaNextForConditionalGeneration,
+        LlavaNextImageProcessor,
+        LlavaNextProcessor,
+    )
+
+    specials = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
+    words = tokenizer(specials, eos="</s>", pad="<pad>", bos="<s>", template=_LLAVA)
+    shapes = [[32, 64], [64, 32], [64, 64]]
+    width = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(**width, image_size=32, patch_size=8),
+        text_config=LlamaConfig(**width, vocab_size=len(words)),
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=shapes,
+        vision_feature_layer=-1,
+    )
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    processor = LlavaNextProcessor(
+        LlavaNextImageProcessor(**size, image_grid_pinpoints=shapes),
+        words,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=_LLAVA,
+    )
+    return _save(LlavaNextForConditionalGeneration(config), processor, folder, [words.eos_token_id], seed)
+
+
 def qwen2_vl(folder: Path, *, seed: int = 0) -> Path:
     """Save a Qwen2-VL: frames are joined in twos, patches of 4 pixels merge two by two."""
     from curation.torchvision import mend

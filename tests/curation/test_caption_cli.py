@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_options_reach_the_training_and_the_record_is_printed(place: Path) -> None:
     words = ["--method", "full", "--prompt", PROMPT, "--frames", 4, "--long-side-px", 40, "--max-tokens", 9]
     more = ["--learning-rate", 0.002, "--optimiser", "muon", "--batch", 2, "--accumulate", 3, "--epochs", 1]
-    more += ["--held-out", 0.3, "--seed", 5]
+    more += ["--held-out", 0.3, "--seed", 5, "--save-memory"]
     done = cutroom("distill", "out", "--base", "base", "--output", "model", *words, *more, "--json", cwd=place)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
@@ -41,6 +42,7 @@ def test_options_reach_the_training_and_the_record_is_printed(place: Path) -> No
     assert record["question"] == {"prompt": PROMPT, "frames": 4, "long_side_px": 40, "max_tokens": 9}
     chosen = {name: record["settings"][name] for name in ("method", "optimiser", "learning_rate", "batch", "seed")}
     assert chosen == {"method": "full", "optimiser": "muon", "learning_rate": 0.002, "batch": 2, "seed": 5}
+    assert record["settings"]["save_memory"]
     assert (record["settings"]["accumulate"], record["settings"]["held_out"]) == (3, 0.3)
     assert "held out" in done.stderr
     again = cutroom("distill", "out", "--base", "base", "--output", "model", *words, *more, cwd=place)
@@ -57,6 +59,9 @@ def test_options_reach_the_training_and_the_record_is_printed(place: Path) -> No
         (["out", "--base", "base", "--output", "base"], "holds other files"),
         (["out", "--base", "base", "--output", "x", "--epochs", "0"], "epochs 0"),
         (["out", "--base", "base", "--output", "x", "--optimiser", "muon"], "method full"),
+        (["out", "--base", "base", "--output", "x", "--epochs", "nan"], "epochs nan"),
+        (["out", "--base", "base", "--output", "x", "--device", "gpu0"], "--device gpu0"),
+        (["out", "--base", "base", "--output", "x", "--device", "cuda:99"], "--device cuda:99"),
     ],
 )
 def test_a_mistake_ends_with_status_2(place: Path, words: list[str], says: str) -> None:
@@ -65,3 +70,17 @@ def test_a_mistake_ends_with_status_2(place: Path, words: list[str], says: str) 
     assert says in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert not (place / "x").exists()
+
+
+def test_damaged_weights_end_with_status_2(place: Path) -> None:
+    (torn := shutil.copytree(place / "base", place / "torn") / "model.safetensors").write_bytes(b"nothing")
+    done = cutroom("distill", "out", "--base", "torn", "--output", "x", cwd=place)
+    assert done.returncode == 2, done.stderr
+    assert f"{torn} is damaged" in " ".join(done.stderr.split())
+    assert not (place / "x").exists()
+
+
+def test_a_table_that_is_a_folder_is_refused_before_work(place: Path) -> None:
+    done = cutroom("eval", "out", "--model", "nothing", "--table", ".", cwd=place)
+    assert done.returncode == 2
+    assert "--table .: name a file" in " ".join(done.stderr.split())

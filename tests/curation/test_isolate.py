@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from curation.errors import VideoError
+from curation.errors import CutroomError, StageError, VideoError
 from curation.isolate import Isolated, alive
 
 
@@ -43,6 +43,16 @@ class Hungry:
         if task == "strange error":
             raise StrangeError(1, 2)
         return self.num_calls
+
+
+class Lacking(Hungry):
+    """A worker that says at its start what it lacks."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def setup(self) -> None:
+        raise self.error
 
 
 class StrangeError(Exception):
@@ -75,6 +85,15 @@ def test_an_error_that_does_not_travel_is_told_in_words(child: Isolated) -> None
     with pytest.raises(VideoError, match="cannot say how"):
         child.call("strange error", 0)
     assert child.call("nothing", 0) == 2  # the same child
+
+
+def test_what_a_stage_lacks_is_said_as_it_is() -> None:
+    isolated = Isolated(Lacking(StageError("there is no GPU")), stall_s=20)
+    with pytest.raises(StageError, match=r"^there is no GPU$"):
+        isolated.start()
+    assert isolated.pid is None, "the child goes on"
+    with pytest.raises(CutroomError, match=r"cannot be started .*RuntimeError: broken"):
+        Isolated(Lacking(RuntimeError("broken")), stall_s=20).start()
 
 
 def test_a_child_that_died_between_calls_is_replaced(child: Isolated) -> None:

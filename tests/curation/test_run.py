@@ -18,6 +18,7 @@ import pytest
 
 from curation.errors import TableError, UsageError
 from curation.run import run
+from curation.sheets import take_sheets
 from curation.summary import Summary
 from curation.table import NOT_DECODED, Store
 from tests.conftest import PIPELINE
@@ -425,3 +426,34 @@ def test_a_worker_whose_run_was_killed_fails_no_video_of_the_next(
     with pytest.raises(TableError, match="another run has begun"):
         run("weight_free", [str(footage / "pan.mp4")], tmp_path / "out", engine="local")
     assert not list((tmp_path / "out" / "videos").glob("*.parquet"))
+
+
+@pytest.mark.parametrize("moment", ["decoded", "frames", "clips", "videos"])
+def test_a_worker_whose_run_was_killed_commits_nothing(
+    moment: str, footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it measured by the old settings must not come to lie over what the next run wrote, not even in part."""
+    output, write = tmp_path / "out", Store.write
+
+    def next_run() -> None:
+        store = Store(output)
+        store.begin()
+        store.create()
+
+    def decoded(path: str) -> pa.Table:
+        if moment == "decoded":
+            next_run()
+        return take_sheets(path)
+
+    def written(self: Store, kind: str, part_id: str, table: pa.Table) -> None:
+        if kind == moment:
+            next_run()
+        write(self, kind, part_id, table)
+
+    with monkeypatch.context() as patch, pytest.raises(TableError, match="another run has begun"):
+        patch.setattr("curation.curate.take_sheets", decoded)
+        patch.setattr(Store, "write", written)
+        run("weight_free", [str(footage / "pan.mp4")], output, engine="local")
+    Store(output).create()
+    assert not list(output.glob("*/*.parquet"))
+    assert run("weight_free", [str(footage / "pan.mp4")], output, engine="local").clips["kept"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import cv2
 import numpy as np
 import pytest
 
@@ -73,6 +74,16 @@ def test_light_that_is_turned_down_slowly_is_no_transition() -> None:
     assert cuts_of(lit(lambda i: float(np.interp(i, [50, 75], [1.0, 0.4])))) == []
 
 
+def test_light_of_another_colour_is_no_cut() -> None:
+    """It goes from red to blue at once, and the grey levels of what it falls on stay as they were."""
+    place = shrinkable(np.random.default_rng(4), SIZE[1] * 4, SIZE[0] * 4) * 0.7
+    grey = shrink(place.astype(np.uint8)).mean(axis=2, keepdims=True)
+    levels = np.array([0.114, 0.587, 0.299])  # that luma gives to blue, green and red
+    red, blue = (tint / (tint @ levels) for tint in (np.array([0.3, 0.9, 1.3]), np.array([1.3, 0.9, 0.5])))
+    frames = [np.clip(grey * (red if i < 50 else blue), 0, 255) for i in range(100)]
+    assert cuts_of(np.stack(frames).astype(np.uint8)) == []
+
+
 @pytest.mark.parametrize("speed", [0.5, 1.5])
 def test_a_fast_pan_is_no_cut(speed: float) -> None:
     """``speed`` in picture widths per second, over a place that is ten pictures wide."""
@@ -83,10 +94,33 @@ def test_a_fast_pan_is_no_cut(speed: float) -> None:
     assert cuts_of(np.stack(frames)) == []
 
 
+@pytest.mark.parametrize("count", [10, 16, 24])
+def test_a_slide_by_way_of_the_mirrored_picture_is_a_transition(count: int) -> None:
+    """Such a slide and a camera that is thrown round look the same; what would hide one must not hide the other."""
+    old, new = filmed(OLD), filmed(NEW)
+    way = np.concatenate([old[-1], old[-1][:, ::-1], new[0]], axis=1)
+    done = np.arange(1, count + 1) / (count + 1)
+    left = done * done * (3 - 2 * done) * 2 * SIZE[0]
+    slid = [
+        cv2.warpAffine(way, np.array([[1, 0, -at], [0, 1, 0]]), SIZE, flags=cv2.INTER_LINEAR) for at in left.tolist()
+    ]
+    (cut,) = cuts_of(np.concatenate([old, np.stack(slid), new]))
+    assert len(old) - 6 - count // 6 <= cut.end <= len(old) + count // 2
+    assert len(old) + count // 2 <= cut.start <= len(old) + count + 6 + count // 6
+
+
+def test_an_eased_push_is_a_transition() -> None:
+    """It moves as a camera does that is thrown round."""
+    old, new = filmed(OLD), filmed(NEW)
+    join = Join(kind="push right", count=12, eased=True)
+    mixed = [mix(join, old[-1], new[0], progress=(k + 1) / 13)[0] for k in range(12)]
+    (cut,) = cuts_of(np.concatenate([old, np.stack(mixed), new]))
+    assert cut.end <= len(old) + 2
+    assert cut.start >= len(old) + 10
+
+
 def shrinkable(random: np.random.Generator, height: int, width: int) -> np.ndarray:
     """A place with large and small things in it, H W 3."""
-    import cv2
-
     place = np.zeros((height, width, 3), np.float32)
     for cell in (64, 24, 8):
         coarse = random.random((height // cell + 2, width // cell + 2, 3)).astype(np.float32)

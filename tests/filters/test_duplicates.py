@@ -187,6 +187,9 @@ def test_candidates_are_few_and_hold_the_copies() -> None:
 @pytest.mark.slow
 def test_copies_survive_encoders(tmp_path: Path) -> None:
     videos = os.environ.get("CUTROOM_TEST_VIDEOS")
-    _, total = judged(changed(8, Path(videos) if videos else None, tmp_path))
+    hashes, taken = changed(8, Path(videos) if videos else None, tmp_path)
+    assert (taken["real"], taken["painted"]) == ((6, 2) if videos else (0, 8))
+    assert {len(found) for found in hashes.values()} == {8}
+    _, total = judged(hashes)
     assert total["recall"] >= 0.95
     assert total["precision"] >= 0.99

@@ -381,7 +381,7 @@ def test_weights_that_give_no_number_leave_the_score_unknown(model: Path, monkey
     monkeypatch.setattr("filters.aesthetic.identity", lambda *args: "head")
     stage.setup()
     assert run_stage(stage, clips, mark="aesthetic@1")["aesthetic_score"].to_pylist() == [None, None]
-    monkeypatch.setattr(Match, "_embed", lambda self, texts: np.full((len(texts), 8), np.nan, np.float32))
+    monkeypatch.setattr(clip, "embed_texts", lambda model, texts, **how: np.full((len(texts), 8), np.nan, np.float32))
     assert run_stage(Match(model=str(model)), clips, mark="match@1")["match_score"].to_pylist() == [None, None]
 
 

@@ -15,7 +15,7 @@ HEIGHT, WIDTH = 54, 96
 def panned(px_per_frame: float, fps: float, seconds: float = 2.0, height: int = 360) -> tuple[np.ndarray, np.ndarray]:
     """Grey frames as the decode pass would give them for a pan of a 640x360 picture, on the filter's time grid."""
     scale = HEIGHT / height
-    step = round(fps / Motion.frames.fps)  # type: ignore[operator]
+    step = round(fps / Motion().frames.fps)  # type: ignore[operator]
     count = int(seconds * fps) // step
     world = paint(int(WIDTH / scale + px_per_frame * fps * seconds) + 2, height, "green meadow", seed=3)
     frames = []

@@ -67,6 +67,32 @@ def resnet(folder: Path, *, labels: tuple[str, ...] = LABELS, seed: int = 0) -> 
     return folder
 
 
+def dino(folder: Path, *, seed: int = 0) -> Path:
+    """Save a ViT without a head or pooler and its image processor, as DINO is published, unless they are there."""
+    if folder.exists():
+        return folder
+    import torch
+
+    from curation.torchvision import mend
+
+    mend()
+    from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=8,
+        initializer_range=1.0,  # so that pictures differ
+    )
+    torch.manual_seed(seed)
+    ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
 def clip(folder: Path, *, width: int = 8, seed: int = 0) -> Path:
     """Save a CLIP of open_clip with its configuration, as its ``push_to_hf_hub`` does."""
     if folder.exists():
@@ -135,3 +161,18 @@ def learned_filter(name: str, dimension: int, *, seed: int = 0, encoder: dict[st
         num_folds=5,
         cross_validated=verdict,
     )
+
+
+def raft_weights(file: Path, name: str, seed: int = 0) -> Path:
+    """Save the state dict of torchvision's ``raft_large`` or ``raft_small``, which are as small as they come."""
+    import torch
+
+    from curation.torchvision import mend
+
+    mend()
+    from torchvision.models import optical_flow
+
+    torch.manual_seed(seed)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(getattr(optical_flow, name)().state_dict(), file)
+    return file

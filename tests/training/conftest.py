@@ -6,6 +6,6 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True)  # for each test: what others ran in this process may have set it
 def _one_thread() -> None:
     torch.set_num_threads(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,10 @@ def test_loras_that_cannot_be_are_refused(tmp_path: Path) -> None:
 def test_the_command_converts_and_says_what_next(tmp_path: Path) -> None:
     tiny().save_pretrained(tmp_path / "ours")
     words = ["convert", str(tmp_path / "ours"), str(tmp_path / "sat"), "--to", "sat"]
+    staged = tmp_path / "trained" / "high" / "weights"
+    shutil.copytree(tmp_path / "ours", staged / "transformer")
+    done = CliRunner().invoke(app, ["convert", str(tmp_path / "trained"), str(tmp_path / "staged"), "--to", "sat"])
+    assert done.exit_code == 0, done.output
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     assert f"Next: cutroom sample PROMPT --model {tmp_path / 'sat'}" in done.stdout

@@ -40,7 +40,9 @@ class _DoubleBatches(ToyBatches):
             yield batch
 
 
-def _train(folder: Path, steps: int, sharded: bool, global_batches: int, muon: float | None = None) -> list[str]:
+def _train(
+    folder: Path, steps: int, sharded: bool, global_batches: int, muon: float | None = None, offload: bool = False
+) -> list[str]:
     with joined():
         world = find_world()
         batches = _DoubleBatches(size=2, rank=world.rank, world=world.size)
@@ -49,6 +51,7 @@ def _train(folder: Path, steps: int, sharded: bool, global_batches: int, muon: f
             accumulate=global_batches // world.size,
             precision="fp32",
             ema=0.9,
+            offload_optimiser=offload,
             judge_every=100,
             checkpoint_every=2,
         )
@@ -84,6 +87,19 @@ def test_two_ranks_go_on_as_one_and_back(tmp_path: Path) -> None:
     seen += [key for keys in on_ranks(2, _train, tmp_path / "elastic", 6, True, 2) for key in keys]
     assert sorted(seen, key=int) == [str(i) for i in range(24)]  # 6 steps of 2 batches of 2, each sample once
     assert _nearest(tmp_path / "one", tmp_path / "elastic") < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("sharded", "muon"), [(True, None), (False, None), (True, 1e-2)], ids=["fsdp2", "whole", "fsdp2 and muon"]
+)
+def test_offloaded_ranks_learn_the_same_and_go_on_as_one_and_back(
+    sharded: bool, muon: float | None, tmp_path: Path
+) -> None:
+    _train(tmp_path / "one", 6, sharded, 2, muon)
+    on_ranks(2, _train, tmp_path / "offloaded", 2, sharded, 2, muon, True)
+    _train(tmp_path / "offloaded", 4, sharded, 2, muon, True)
+    on_ranks(2, _train, tmp_path / "offloaded", 6, sharded, 2, muon, True)
+    assert _nearest(tmp_path / "one", tmp_path / "offloaded") < 1e-10
 
 
 def test_ranks_that_do_not_divide_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

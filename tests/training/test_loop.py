@@ -17,9 +17,10 @@ from torch import Tensor
 
 from curation.errors import UsageError
 from tests.training.toy import ToyBatches, ToyTask
+from training import offload
 from training.distributed import World
 from training.loop import Trainer, TrainingError
-from training.optimiser import Average, factor_at, orthogonal
+from training.optimiser import Average, Muon, factor_at, optimisers, orthogonal
 from training.settings import OptimiserSettings, Training
 
 
@@ -162,6 +163,37 @@ def test_kill_9_during_a_checkpoint_loses_only_that_one(tmp_path: Path) -> None:
     assert not list((tmp_path / "killed" / "checkpoints").glob("*.tmp"))
 
 
+@pytest.mark.parametrize("torn", [False, True])
+def test_killed_between_a_checkpoint_and_its_weights_writes_them_the_next_time(torn: bool, tmp_path: Path) -> None:
+    _train(tmp_path / "whole")
+
+    class Dies(ToyTask):
+        def save(self, folder: Path, weights: dict[str, Tensor]) -> None:
+            (folder / "model.safetensors").unlink(missing_ok=True)
+            if torn:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "model.safetensors").write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    _train(tmp_path / "killed", steps=4)
+    with pytest.raises(KeyboardInterrupt):
+        _train(tmp_path / "killed", task=Dies())
+    _train(tmp_path / "killed")
+    assert _equal(_weights(tmp_path / "whole"), _weights(tmp_path / "killed"))
+    before = (tmp_path / "killed" / "weights" / "model.safetensors").stat().st_mtime_ns
+    _train(tmp_path / "killed")  # finished: nothing is written again
+    assert (tmp_path / "killed" / "weights" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_bf16_on_a_cpu_is_said_to_be_slow(tmp_path: Path) -> None:
+    for precision, said in (("bf16", 1), ("fp32", 0)):
+        lines: list[str] = []
+        training = Training(steps=1, precision=precision)  # type: ignore[arg-type]
+        folder = tmp_path / precision
+        Trainer(ToyTask(), ToyBatches(), training, folder=folder, world=World(), say=lines.append).train()
+        assert sum("training.precision=fp32" in line for line in lines) == said
+
+
 def test_the_learning_rate_rises_and_falls() -> None:
     settings = OptimiserSettings(warmup_steps=4, final=0.1)
     assert factor_at(settings, 0, 0.0) == 0.25
@@ -175,6 +207,28 @@ def test_muon_makes_matrices_orthogonal() -> None:
         values = torch.linalg.svdvals(orthogonal(matrix))
         assert float(values.min()) > 0.6
         assert float(values.max()) < 1.3
+        several = torch.stack([matrix, -3 * matrix, matrix + 1])
+        alone = torch.stack([orthogonal(one) for one in several])
+        assert torch.allclose(orthogonal(several), alone, atol=1e-5)
+
+
+def test_muon_changes_each_weight_as_if_it_were_alone() -> None:
+    rng = torch.Generator().manual_seed(0)
+    shapes = [(6, 4), (6, 2, 2), (6, 4), (3, 5), (6, 4)]  # the first three are matrices of one shape
+    start, slopes = ([torch.randn(shape, generator=rng) for shape in shapes] for _ in range(2))
+
+    def stepped(*chosen: int) -> list[Tensor]:
+        weights = [torch.nn.Parameter(start[i].clone()) for i in chosen]
+        muon = Muon(weights, lr=0.1, weight_decay=0.01)
+        for _ in range(3):
+            for weight, i in zip(weights, chosen, strict=True):
+                weight.grad = slopes[i].clone()
+            muon.step()
+        return [weight.detach() for weight in weights]
+
+    for i, together in enumerate(stepped(*range(5))):
+        assert torch.allclose(together, stepped(i)[0], atol=1e-5)
+        assert not torch.allclose(together, start[i], atol=1e-2)
 
 
 def test_muon_goes_on_bit_for_bit_too(tmp_path: Path) -> None:
@@ -185,6 +239,52 @@ def test_muon_goes_on_bit_for_bit_too(tmp_path: Path) -> None:
     assert _equal(_weights(tmp_path / "whole"), _weights(tmp_path / "halves"))
     _train(tmp_path / "adam")
     assert not _equal(_weights(tmp_path / "whole"), _weights(tmp_path / "adam"))
+
+
+@pytest.mark.parametrize("muon", [None, 1e-2], ids=["adamw", "muon"])
+def test_offloaded_optimisers_learn_and_go_on_bit_for_bit(
+    muon: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offload, "_AT_ONCE", 20)  # so that weights are changed in several portions
+    optimiser = OptimiserSettings(learning_rate=1e-2, muon=muon, warmup_steps=2, schedule="constant")
+    _train(tmp_path / "without", task=ToyTask(optimiser=optimiser))
+    _train(tmp_path / "with", task=ToyTask(optimiser=optimiser), offload_optimiser=True)
+    assert _equal(_weights(tmp_path / "without"), _weights(tmp_path / "with"))
+    for first, second in ((True, True), (True, False), (False, True)):  # it can be changed on the way, too
+        folder = tmp_path / f"{first}-{second}"
+        _train(folder, task=ToyTask(optimiser=optimiser), steps=4, offload_optimiser=first)
+        _train(folder, task=ToyTask(optimiser=optimiser), steps=8, offload_optimiser=second)
+        assert _equal(_weights(tmp_path / "without"), _weights(folder))
+
+
+def test_offloaded_state_is_where_the_weights_are_during_a_step_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the device ``meta``, which stands for a GPU: nothing is computed there, but everything lies somewhere."""
+    monkeypatch.setattr(offload, "_home", lambda value: torch.zeros_like(value, device="cpu"))
+    monkeypatch.setattr(offload, "_AT_ONCE", 20)
+    module = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Linear(8, 1)).to("meta")
+    (adam,) = optimisers(module, OptimiserSettings(), offload=True)
+    seen: list[set[str]] = []
+    original = torch.optim.AdamW.step
+
+    def step(self: torch.optim.AdamW, closure: None = None) -> None:
+        states = [self.state[weight] for group in self.param_groups for weight in group["params"]]
+        seen.append({state[name].device.type for state in states for name in ("exp_avg", "exp_avg_sq") if state})
+        others = [state for weight, state in self.state.items() if all(state is not one for one in states)]
+        assert all(state["exp_avg"].device.type == "cpu" for state in others)
+        for state in states:
+            for name in ("exp_avg", "exp_avg_sq"):
+                state.setdefault(name, torch.zeros(3, device="meta"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", step)
+        adam.step()
+        adam.step()
+    assert torch.optim.AdamW.step is original
+    portions = len(seen) // 2
+    assert portions > 2
+    assert seen[portions:] == [{"meta"}] * portions
+    assert {state["exp_avg"].device.type for state in adam.state.values()} == {"cpu"}
+    assert sorted(len(group["params"]) for group in adam.param_groups) == [2, 2]
 
 
 def test_the_average_is_that_of_the_formula() -> None:

@@ -22,11 +22,11 @@ from tests.training.test_convert import tiny_lora
 from tests.training.test_sampling import pipeline, tiny_t5, tiny_vae
 from tests.training.transformer_helpers import tiny
 from training.pictures import write_picture
-from training.transformer import adapters, sat
+from training.transformer import adapters, embeddings, sat
 from training.transformer.config import SIZES
 from training.transformer.diffusion import Diffusion
 from training.transformer.given import Given
-from training.transformer.models import Models, Sources, load
+from training.transformer.models import Models, Sources, choose, load
 from training.transformer.produce import Made, embedded, make_one, run
 from training.transformer.requests import Prepared, Request, prepare, size_of
 from training.transformer.sampling import Sampling
@@ -62,6 +62,24 @@ def first_video(prepared: Prepared) -> torch.Tensor:
     return make_one(models, prepared, prepared.jobs[0], embedded(prepared, [prepared.jobs[0].prompt]))
 
 
+def their_frames(pipeline: Any, prompt: str) -> torch.Tensor:
+    """What a pipeline of diffusers makes (9, 3, 64, 96) in 0..1, in three steps, with the zero text to go away from."""
+    text, _ = pipeline.encode_prompt([prompt], None, False, max_sequence_length=5)
+    made = pipeline(
+        prompt_embeds=text,
+        height=64,
+        width=96,
+        num_frames=9,
+        num_inference_steps=3,
+        guidance_scale=6.0,
+        negative_prompt_embeds=torch.zeros_like(text),
+        generator=torch.Generator().manual_seed(7),
+        output_type="pt",
+        max_sequence_length=5,
+    )
+    return made.frames[0]
+
+
 def picture(file: Path, *, height: int = 64, width: int = 96, value: int = 90) -> Path:
     frame = np.full((height, width, 3), value, np.uint8)
     frame[: height // 2, :, 0] = 220
@@ -86,22 +104,10 @@ def test_a_sample_is_that_of_the_pipeline_of_diffusers(model: Path) -> None:
     built = diffusers.CogVideoXPipeline.from_pretrained(model)
     built.scheduler = diffusers.CogVideoXDPMScheduler.from_config(built.scheduler.config)
     built.set_progress_bar_config(disable=True)
-    embeddings, _ = built.encode_prompt(["a red ball"], None, False, max_sequence_length=5)
-    frames = built(
-        prompt_embeds=embeddings,
-        height=64,
-        width=96,
-        num_frames=9,
-        num_inference_steps=3,
-        guidance_scale=6.0,
-        negative_prompt_embeds=torch.zeros(1, 5, 12),
-        generator=torch.Generator().manual_seed(7),
-        output_type="pt",
-        max_sequence_length=5,
-    ).frames
+    frames = their_frames(built, "a red ball")
     ours = first_video(prepare(asked(model, seed=7)))
     assert ours.shape == (3, 9, 64, 96)
-    assert float((ours.transpose(0, 1) / 2 + 0.5 - frames[0]).abs().max()) < 1e-4
+    assert float((ours.transpose(0, 1) / 2 + 0.5 - frames).abs().max()) < 1e-4
 
 
 def test_files_say_what_was_asked_and_are_made_once(model: Path, tmp_path: Path) -> None:
@@ -168,6 +174,28 @@ def test_embeddings_that_were_saved_need_no_text_encoder(model: Path, tmp_path: 
         prepare(asked(bare))
     with pytest.raises(UsageError, match="holds no embeddings"):
         prepare(asked(bare, embeddings=bare / "vae" / "diffusion_pytorch_model.safetensors"))
+
+
+def test_of_several_processes_the_first_saves_all_embeddings(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = asked(model, "a", "red", "ball", save_embeddings=tmp_path / "texts.safetensors")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        prepared = prepare(request)
+        made = embedded(prepared, [job.prompt for job in prepared.jobs])
+        assert {job.prompt for job in prepared.jobs} <= made.keys()
+    assert set(embeddings.read(tmp_path / "texts.safetensors")) == {"a", "red", "ball"}
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda *shape, device: None)  # there is none to put anything on
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert choose(None, None) == ("bf16", torch.device("cuda", 3))
+    assert choose(None, "cuda") == ("bf16", torch.device("cuda", 3))
+    assert choose(None, "cuda:1") == ("bf16", torch.device("cuda", 1))
 
 
 def test_offload_changes_nothing_but_where_models_lie(model: Path) -> None:

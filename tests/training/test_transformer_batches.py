@@ -108,7 +108,8 @@ def test_what_is_half_written_is_not_there(tmp_path: Path) -> None:
     file.unlink()
     assert "a" not in Cache(tmp_path)
     cache = Cache(tmp_path)
-    cache.write({"a": (torch.ones(2),)}, bad={"b": "undecodable"})
+    cache.write({"a": (torch.ones(2),)})
+    cache.note_bad({"b": "undecodable"})
     again = Cache(tmp_path)
     assert again.read("a")[0].tolist() == [1.0, 1.0]
     assert again["b"].bad == "undecodable"

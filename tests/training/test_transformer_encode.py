@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
+from curation.errors import UsageError
 from tests.training.data.made import sample, write_tar
-from tests.training.transformer_made import quiet, write_config, write_models, write_shards
+from tests.training.transformer_made import TINY_VAE, quiet, write_config, write_models, write_shards
+from training.data.decode import Bad
 from training.data.held_out import open_parts
 from training.distributed import World
 from training.transformer.cache import Cache
+from training.transformer.contents import contents, note_contents
+from training.transformer.encode import LatentEncoder, together
+from training.transformer.preflight import look_ahead
 from training.transformer.prepare import Ready, prepare
 from training.transformer.run import load, train_transformer
 from training.transformer.words import write_words
@@ -85,6 +93,71 @@ def test_what_decides_latents_is_in_their_name_and_nothing_else(change: str, cli
     assert _encoded(_prepare(place, change)[1]) == (clips, 0)
 
 
+def _scored(place: Path, **scores: object) -> None:
+    """One more clip, with scores in its row."""
+    key, parts = sample(60, 20, video_id="v60", **scores)
+    write_tar(place / "shards" / "2.tar", [(key, parts)])
+
+
+def test_scores_stand_behind_the_captions_of_the_clips_that_have_them(place: Path) -> None:
+    _scored(place, motion_score=0.123, camera_motion=["pan_left"], aesthetic_score=None)
+    ready, said = _prepare(place, "text.tag_dropout=0")
+    assert _encoded(said) == (13, 13)
+    captions = {one.caption for one in ready.samples}
+    assert "film 60, motion score: 0.12, camera motion: pan left" in captions
+    assert len([one for one in captions if one.endswith("of a field")]) == 12
+    # Texts alone are others where scores are no longer said, and those of one clip only.
+    assert _encoded(_prepare(place)[1]) == (0, 1)
+    assert _encoded(_prepare(place, "text.tag_dropout=0")[1]) == (0, 0)
+
+
+def test_some_scores_are_left_out_and_always_the_same(place: Path) -> None:
+    samples = []
+    for number in range(60, 90):
+        key, parts = sample(number, 20, video_id=f"v{number}", motion_score=number / 100)
+        samples.append((key, parts))
+    write_tar(place / "shards" / "2.tar", samples)
+    said = [
+        {one.caption for one in _prepare(place, "text.tag_dropout=0.5", "data.flip=0")[0].samples} for _ in range(2)
+    ]
+    assert said[0] == said[1]
+    assert 5 < sum("motion score" in one for one in said[0]) < 25  # of 30; 4 standard errors
+
+
+def test_scores_that_no_clip_has_are_a_mistake_that_is_said_first(place: Path) -> None:
+    stages = load(place / "own.yaml", changes=[*_SETTINGS, f"text.start={place / 'words'}", "text.tag_dropout=0.3"])
+    with pytest.raises(UsageError, match=r"tag_dropout 0\.3: no clip has aesthetic_score"):
+        look_ahead(stages)
+    with pytest.raises(UsageError, match=r"tag_dropout 1: a share below 1"):
+        load(place / "own.yaml", changes=["text.tag_dropout=1.0"])
+
+
+def test_a_later_stage_that_says_scores_that_no_clip_has_is_a_mistake_before_the_first_learns(place: Path) -> None:
+    with (place / "own.yaml").open("a") as file:
+        file.write("stages: [{name: one}, {name: two, text: {tag_dropout: 0.3}}]\n")
+    with pytest.raises(UsageError, match="no clip has"):
+        train_transformer(place / "own.yaml", place / "out", changes=["data.images=0"], say=quiet)
+    assert not (place / "out").exists()
+
+
+def test_the_words_of_all_tags_and_all_numbers_are_known(place: Path) -> None:
+    config = load(place / "own.yaml", changes=_SETTINGS)[0].config
+    ready = prepare(config, cache=place / "cache", before=None, world=World(), say=quiet)
+    tokenizer = AutoTokenizer.from_pretrained(ready.parts.text[1])
+    said = tokenizer("film 1, aesthetic score: 5.5, motion score: 0.37, camera motion: pan left and zoom out")
+    assert tokenizer.unk_token_id not in said.input_ids
+    assert tokenizer.unk_token_id in tokenizer("a whale").input_ids
+
+
+def test_a_row_by_others_costs_nothing(place: Path) -> None:
+    key, parts = sample(60, 20, video_id="v60")
+    for number, text in enumerate(["[" * 100_000, '{"motion_score": 1' + "0" * 400 + "}", "[]"]):
+        write_tar(place / "shards" / f"{2 + number}.tar", [(f"{key}-{number}", {**parts, "json": text.encode()})])
+    _prepare(place, "data.captions=optional")
+    _scored(place, motion_score=0.5)
+    _prepare(place, "text.tag_dropout=0")
+
+
 def test_samples_of_one_name_in_two_shards_are_two(place: Path) -> None:
     shutil.rmtree(place / "shards")
     for number in range(2):
@@ -114,10 +187,35 @@ def test_latents_are_the_posterior_without_a_scale(place: Path) -> None:
     one = ready.samples[0]
     ((_, video, _),) = _decoded([one], catalogue, config.data)
     with torch.no_grad():
-        posterior = vae.encode(video[None].float() / 127.5 - 1, chunks=Chunks())
+        posterior = vae.encode(video.expand(4, -1, -1, -1, -1).float() / 127.5 - 1, chunks=Chunks())  # as many as it is
     loaded = ready.kept.load(one)
     assert torch.equal(loaded.mean, posterior.mean[0].half())
     assert torch.equal(loaded.std, posterior.std[0].half())
+
+
+@pytest.mark.parametrize("size", [(5, 32, 48), (1, 32, 48), (5, 320, 344)])
+def test_a_clip_has_the_same_latents_with_whomever_it_is_encoded(size: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    vae = VAE(TINY_VAE)
+    encoder = LatentEncoder(
+        vae, chunks=Chunks(), tiles=None, precision="fp32", noise=(-3.0, 0.5), device=torch.device("cpu")
+    )
+    assert together(torch.empty(3, *size)) == (1 if size[1] > 300 else 4)
+    videos = [torch.randint(256, (3, *size), dtype=torch.uint8) for _ in range(6)]
+    keys = [f"{number:032x}" for number in range(6)]
+    clips, pictures = encoder.clips(videos), encoder.first_frames(videos, keys)
+    assert len(clips) == len(pictures) == 6
+    for i in (0, 3, 5):
+        for alone, among in (
+            (encoder.clips([videos[i]]), clips),
+            (encoder.first_frames([videos[i]], [keys[i]]), pictures),
+        ):
+            assert torch.equal(alone[0][0], among[i][0])
+            assert torch.equal(alone[0][1], among[i][1])
+        with torch.no_grad():
+            posterior = vae.encode(videos[i][None].float() / 127.5 - 1, chunks=Chunks())
+        assert torch.allclose(clips[i][0], posterior.mean[0].half(), atol=1e-2)
+    assert encoder.clips([]) == []
 
 
 def test_a_clip_that_cannot_be_decoded_costs_itself_and_only_once(place: Path) -> None:
@@ -129,6 +227,62 @@ def test_a_clip_that_cannot_be_decoded_costs_itself_and_only_once(place: Path) -
     assert _encoded(_prepare(place)[1]) == (0, 0)
 
 
+def test_what_may_pass_is_tried_again_and_what_is_left_out_is_said(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training.transformer import encode
+
+    decoded, hiccups = encode._decoded, [1]
+
+    def failing(samples: Sequence[Any], *rest: Any) -> Iterator[Any]:
+        for at, (one, video, made) in enumerate(decoded(samples, *rest)):
+            yield one, video, Bad("unreadable", "the store is away") if at < hiccups[0] else made
+
+    monkeypatch.setattr(encode, "_decoded", failing)
+    hiccups[0] = 2
+
+    def first_time_only(samples: Sequence[Any], *rest: Any) -> Iterator[Any]:
+        yield from failing(samples, *rest)
+        hiccups[0] = 0
+
+    monkeypatch.setattr(encode, "_decoded", first_time_only)
+    ready, _ = _prepare(place)
+    assert len(ready.samples) == 12
+    shutil.rmtree(place / "cache")
+    hiccups[0] = 2
+    monkeypatch.setattr(encode, "_decoded", failing)
+    assert len(_prepare(place)[0].samples) == 10
+    hiccups[0] = 0
+    ready, said = _prepare(place)
+    assert len(ready.samples) == 10
+    assert any("2 samples could not be read earlier" in line and "the store is away" in line for line in said)
+    for file in (place / "cache" / "latents").glob("bad-*"):
+        file.unlink()
+    assert len(_prepare(place)[0].samples) == 12
+
+
+def test_each_rank_notes_its_share_of_the_shards(place: Path) -> None:
+    config = load(place / "own.yaml", changes=_SETTINGS)[0].config
+    catalogue, _ = open_parts(config.data, 0.0)
+    for rank, count in ((0, 1), (1, 2)):
+        note_contents(catalogue, folder=place / "noted", rank=rank, size=2)
+        assert len(list((place / "noted").glob("*.parquet"))) == count
+    assert contents(catalogue, folder=place / "noted") == contents(catalogue, folder=place / "others")
+
+
+def test_a_text_is_encoded_alike_with_whomever(place: Path) -> None:
+    _prepare(place)
+    whole = Cache(place / "cache" / "texts")
+    write_shards(place / "shards", captions={4: "film 4 in the rain"})
+    _prepare(place)
+    alone = Cache(place / "cache" / "texts")
+    (key,) = alone._entries.keys() - whole._entries.keys()
+    one = alone.read(key)[0].clone()
+    shutil.rmtree(place / "cache")
+    _prepare(place)
+    assert torch.equal(Cache(place / "cache" / "texts").read(key)[0], one)
+
+
 def test_encode_only_leaves_nothing_for_the_training_to_encode(place: Path) -> None:
     train_transformer(place / "own.yaml", place / "out", say=quiet, encode_only=True)
     assert not (place / "out" / "checkpoints").exists()
@@ -138,13 +292,18 @@ def test_encode_only_leaves_nothing_for_the_training_to_encode(place: Path) -> N
     assert list((place / "out" / "checkpoints").iterdir())
 
 
-def test_the_scale_makes_latents_of_deviation_one(place: Path) -> None:
-    ready, _ = _prepare(place)
-    square = 0.0
-    for one in ready.samples:
-        loaded = ready.kept.load(one)
-        square += float(loaded.mean.double().square().mean() + loaded.std.double().square().mean())
-    assert ready.parts.vae_config.scaling_factor == pytest.approx((square / len(ready.samples)) ** -0.5, rel=1e-3)
+def test_the_scale_makes_latents_of_deviation_one_about_the_mean_of_each_channel(place: Path) -> None:
+    vae = VAE.from_pretrained(place / "models" / "vae")
+    with torch.no_grad():
+        vae.encoder.conv_out.conv.bias[:4] += 100.0  # of the means: a constant is no signal
+    vae.save_pretrained(place / "models" / "vae")
+    ready, _ = _prepare(place, "data.buckets=[{frames: 5, height: 16, width: 32}]")
+    loaded = [ready.kept.load(one) for one in ready.samples]
+    means = torch.stack([one.mean for one in loaded]).double()  # B, C, T, H, W
+    assert means.mean() > 90
+    noise = torch.stack([one.std for one in loaded]).double().square().mean()
+    variance = means.var((0, 2, 3, 4), correction=0).mean() + noise
+    assert ready.parts.vae_config.scaling_factor == pytest.approx(float(variance) ** -0.5, rel=1e-3)
 
 
 def test_old_leftovers_are_swept(tmp_path: Path) -> None:

@@ -73,3 +73,12 @@ def test_batches_are_of_one_kind_and_hold_each_sample_once(full: bool) -> None:
     assert set(seen) == set(range(19))
     assert len(seen) == (12 + 6 + 8 if full else 19)
     assert found != batches(kinds, [4, 2, 8], seed=0, epoch=1, following=2, fill=full)
+
+
+@pytest.mark.parametrize("epoch", range(4))
+def test_ranks_compute_batches_of_one_kind_at_a_time(epoch: int) -> None:
+    kinds = [0] * 22 + [1] * 10 + [2] * 9
+    found = [kinds[group[0]] for group in batches(kinds, [2, 2, 2], seed=0, epoch=epoch, following=2)]
+    steps = [found[at : at + 2] for at in range(0, len(found), 2)]
+    assert [len(set(step)) for step in steps[:7]] == [1] * 7  # what is left over of a kind comes last
+    assert len(found) == 11 + 5 + 5

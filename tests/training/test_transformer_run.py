@@ -17,11 +17,18 @@ from typer.testing import CliRunner
 from curation.cli import app
 from curation.errors import ConfigError, UsageError
 from curation.torchvision import mend
+from tests.training.test_sample import first_video, their_frames
 from tests.training.transformer_made import equal, quiet, weights, write_config, write_models, write_shards
 from training.recipes import find_recipe
+from training.transformer.embeddings import embed
 from training.transformer.model import Transformer
+from training.transformer.models import Sources
 from training.transformer.preflight import look_ahead
+from training.transformer.requests import Request, prepare
 from training.transformer.run import load, train_transformer
+from training.transformer.sampling import Sampling
+
+_LEARNED = "data.buckets=[{frames: 9, height: 64, width: 96}]"  # what learned positions are made for
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +76,20 @@ def test_kill_9_while_encoding_and_training_changes_nothing(config: Path, tmp_pa
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
 
 
+@pytest.mark.slow
+def test_two_processes_train_and_draw_together_and_one_goes_on(config: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "curation.cli", "train", "transformer", str(config), "--num-processes", "2"]
+    command += ["--output", str(tmp_path / "two"), "--set", "training.steps=4"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "two" / "samples" / "step-00000004.mp4").is_file()
+    train_transformer(config, tmp_path / "two", say=quiet)
+    rows = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 9))
+    assert (tmp_path / "two" / "samples" / "step-00000008.mp4").is_file()
+
+
 def test_diffusers_opens_the_pipeline_and_computes_alike(config: Path, tmp_path: Path) -> None:
     train_transformer(config, tmp_path / "out", changes=["training.steps=2"], say=quiet)
     mend()
@@ -92,14 +113,66 @@ def test_diffusers_opens_the_pipeline_and_computes_alike(config: Path, tmp_path:
     with torch.no_grad():
         theirs = pipeline.transformer(latents, text, t, image_rotary_emb=rotary, return_dict=False)[0]
         assert float((ours(latents, text, t) - theirs).abs().max()) < 1e-4
+    frames = their_frames(pipeline, "film 3 field")
+    made = first_video(
+        prepare(
+            Request(
+                sources=Sources(model=str(tmp_path / "out")),
+                prompts=("film 3 field",),
+                frames=9,
+                height=64,
+                width=96,
+                seed=7,
+                settings=Sampling(steps=3, solver="ddim", guidance=6.0),
+            )
+        )
+    )
+    assert float((made.transpose(0, 1) / 2 + 0.5 - frames).abs().max()) < 1e-4
     assert json.loads((folder / "vae" / "config.json").read_text())["scaling_factor"] != 1.15258426  # measured
+
+
+def test_samples_are_asked_for_with_texts_of_the_length_that_was_learned(config: Path, tmp_path: Path) -> None:
+    train_transformer(config, tmp_path / "out", changes=["training.steps=1", "text.tokens=7"], say=quiet)
+    folder = tmp_path / "out" / "weights"
+    learned = Transformer.from_pretrained(folder).config
+    made = embed(str(folder), ["film 3 of a field"], config=learned, dtype="fp32", device=torch.device("cpu"))
+    assert made["film 3 of a field"].shape == (7, 12)
+
+
+def test_learned_positions_of_texts_keep_their_number(shards: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "own.yaml", shards, write_models(tmp_path / "models", "5b_i2v"))
+    with pytest.raises(UsageError, match=r"text\.tokens 4: this transformer has learned positions for 5"):
+        train_transformer(config, tmp_path / "out", changes=["text.tokens=4", _LEARNED], say=quiet)
+
+
+def test_buckets_of_other_positions_than_were_learned_are_refused(shards: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "own.yaml", shards, write_models(tmp_path / "models", "5b_i2v"))
+    with pytest.raises(UsageError, match=r"data\.buckets: 17 frames of 16x32: this transformer learned its positions"):
+        look_ahead(load(config))
+
+
+def test_additions_in_stages_are_refused(config: Path) -> None:
+    config.write_text(config.read_text() + "stages: [{name: low}, {name: high}]\n")
+    with pytest.raises(UsageError, match=r"model\.lora with stages"):
+        load(config, changes=["model.lora={rank: 2}"])
+
+
+def test_preflight_counts_the_processes_that_torchrun_started(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["train", "transformer", str(config), "--preflight", "--json", "--set", "packing=null"]
+    steps = []
+    for processes in ("1", "3"):
+        monkeypatch.setenv("WORLD_SIZE", processes)
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.output
+        (report,) = json.loads(done.stdout).values()
+        steps.append(report["steps"])
+    assert steps[1] == -(-steps[0] // 3)
 
 
 @pytest.mark.parametrize("kind", ["5b_i2v", "5b_v1_5"])
 def test_other_kinds_train_too(kind: str, shards: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "own.yaml", shards, write_models(tmp_path / "models", kind))
-    shapes = "data.buckets=[{frames: 9, height: 64, width: 96}]"  # what learned positions are made for
-    changes = [shapes, "data.images=0", "training.steps=2", "packing.tokens=250"]
+    changes = [_LEARNED, "data.images=0", "training.steps=2", "packing.tokens=250"]
     figures = train_transformer(config, tmp_path / "out", changes=changes, say=quiet)
     assert figures["loss"] > 0
 
@@ -158,6 +231,12 @@ def test_additions_alone_are_trained_and_diffusers_loads_them(config: Path, star
         ("text.start=/nowhere", "text.start"),
         ("packing.attention=fast", "no attention"),
         ("data.shuffle=false", "always shuffled"),
+        ("packing={tokens: 60, attention: varlen}", "computes in bf16 only"),
+        ("training.context_parallel=7", "does not divide the transformer's"),
+        ("model.lora={rank: 2, targets: [to_x]}", "no layer is called 'to_x'"),
+        ("training.seed=-1", "training.seed"),
+        ("optimiser.betas=[0.9, 1.0]", "betas"),
+        ("optimiser.learning_rate=-1.0", "learning_rate"),
     ],
 )
 def test_what_cannot_be_met_exits_with_2_before_anything_is_encoded(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -21,7 +22,9 @@ from curation.cli import app
 from curation.errors import ConfigError, UsageError
 from curation.torchvision import mend
 from tests.training.data.made import sample, write_tar
+from training.data.held_out import open_parts
 from training.data.loader import Loader
+from training.data.settings import Bucket, DataSettings
 from training.recipes import find_recipe
 from training.vae.config import size
 from training.vae.model import VAE
@@ -170,6 +173,38 @@ def test_a_wrong_request_is_said_before_work_starts(change: str, message: str, c
     with pytest.raises(UsageError, match=message):
         train_vae(config, tmp_path / "out", changes=changes, say=_quiet)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_wrong_with_shards_is_counted_once_and_not_against_the_few_to_judge_by(tmp_path: Path) -> None:
+    faulty = [(f"torn-{i}", {"txt": b"no video"}) for i in range(12)]
+    write_tar(tmp_path / "0.tar", [*(sample(i, video_id=f"v{i}") for i in range(40)), *faulty])
+    buckets = [Bucket(frames=5, height=16, width=16)]
+    settings = DataSettings(shards=str(tmp_path), buckets=buckets, held_out=0.1, min_pixels=0.01, max_bad=0.5)
+    train, judge = open_parts(settings, settings.held_out)
+    assert sum(fault.num_samples for fault in train.faults) == 12
+    assert 0 < len(judge) < 12
+    with Loader(dataclasses.replace(settings, workers=0), catalogue=judge, epochs=1) as loader:
+        assert len(list(loader)) == len(judge)
+
+
+def test_where_nothing_held_out_fits_a_bucket_training_goes_on_and_says_so(config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    write_tar(folder / "0.tar", [sample(i, 20, video_id=f"v{i}") for i in range(6)])
+    settings = DataSettings(shards=str(folder), buckets=[Bucket(frames=5, height=16, width=16)], min_pixels=0.01)
+    _, judge = open_parts(settings, 0.05)
+    (number,) = [int(key.removeprefix("clip-")) for key in judge.table["key"].to_pylist()]
+    samples = [sample(i, 3 if i == number else 20, video_id=f"v{i}") for i in range(6)]
+    write_tar(folder / "0.tar", samples)
+    said: list[str] = []
+    changes = [f"data.shards={folder}", "data.held_out=0.05", "data.images=0.0", "training.steps=2"]
+    train_vae(config, tmp_path / "out", changes=changes, say=said.append)
+    assert any(line.startswith("data.held_out 0.05: nothing is judged") for line in said)
+    assert (tmp_path / "out" / "weights").is_dir()
+
+
+def test_preflight_counts_the_steps_of_all_processes(config: Path) -> None:
+    steps = [look_ahead(load(config), world=world)[""].steps for world in (1, 2)]
+    assert steps[1] == -(-steps[0] // 2)
 
 
 def test_a_mistake_in_the_file_has_its_place(config: Path) -> None:

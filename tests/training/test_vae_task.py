@@ -84,6 +84,16 @@ def test_the_gradient_is_that_of_the_loss_written_down(reconstruction: Any, fram
     assert _apart(ours, theirs) < 1e-10 * max(float(gradient.abs().max()) for gradient in theirs.values())
 
 
+def test_the_divergence_is_not_rounded_as_products_are() -> None:
+    task, found = _task(LossSettings(kl=1.0)), {}
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            rng = torch.Generator().manual_seed(7)
+            found[enabled] = task.loss(MODEL, _batch(0), index=0, step=0, rng=rng).figures["kl"].detach()
+    assert found[True].dtype == torch.float32
+    assert float(found[True]) == pytest.approx(float(found[False]), rel=0.02)
+
+
 def test_the_discriminator_teaches_nothing_before_its_start_and_something_after() -> None:
     alone, with_it = (LossSettings(adversarial=a) for a in (AdversarialSettings(), _ADVERSARIAL))
     for step, teaches in ((0, False), (2, False), (3, True), (100, True)):

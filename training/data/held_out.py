@@ -35,6 +35,7 @@ def open_parts(settings: DataSettings, share: float) -> tuple[Catalogue, Catalog
         dataclasses.replace(whole, table=whole.table.filter(pa.array([each is side for each in held], pa.bool_())))
         for side in (False, True)
     )
+    judge = dataclasses.replace(judge, faults=())  # counted once: they would be too many for so few samples
     if not len(train):
         raise UsageError(
             f"data.held_out {share:g} leaves none of {len(whole)} samples to train on (whole videos are held out): "

@@ -118,11 +118,11 @@ class Loader:
         self.faults.note(self._catalogue)
         self._plans: dict[int, EpochPlan] = {}
         self._position = (0, 0)  # epoch and global batch that rank 0 reads next
+        if not len(self.plan(0)):
+            raise UsageError(f"no sample fits a bucket: {self.plan(0).assignment.dropped()}")
         workers = settings.workers if workers is None else workers
         self._share = max(1, workers)  # parts of a batch that are done at a time
         self._pool = Pool(workers=workers, stall_s=settings.stall_s)
-        if not len(self.plan(0)):
-            raise UsageError(f"no sample fits a bucket: {self.plan(0).assignment.dropped()}")
 
     def plan(self, epoch: int) -> EpochPlan:
         """The batches of an epoch. Two are kept: reading ahead goes over the end of one."""

@@ -24,13 +24,13 @@ from torch import Tensor
 
 from training.weights import aside
 
+BAD = "bad-"
 _OPEN_FILES = 32
 _STALE_S = 24 * 3600.0  # what is aside for so long is of a process that was killed
 _INDEX = pa.schema(
     [
         ("key", pa.string()),
         ("shape", pa.list_(pa.int32())),  # of its first tensor
-        ("mean_square", pa.float64()),  # of its first tensor, and of the second where there is one, added up
         ("bad", pa.string()),  # why there is no tensor; null where there is
     ]
 )
@@ -46,7 +46,6 @@ class Entry(NamedTuple):
 
     file: str  # without suffix
     shape: tuple[int, ...]
-    mean_square: float
     bad: str | None
 
 
@@ -67,7 +66,7 @@ class Cache:
             if path.stem not in self._read:
                 self._read.add(path.stem)
                 for row in pq.read_table(path, schema=_INDEX).to_pylist():
-                    entry = Entry(path.stem, tuple(row["shape"] or ()), row["mean_square"] or 0.0, row["bad"])
+                    entry = Entry(path.stem, tuple(row["shape"] or ()), row["bad"])
                     self._entries[row["key"]] = entry
 
     def __contains__(self, key: str) -> bool:
@@ -80,21 +79,27 @@ class Cache:
         """Those of the keys that are not here, each once, in their order."""
         return [key for key in dict.fromkeys(keys) if key not in self._entries]
 
-    def write(self, tensors: Mapping[str, Sequence[Tensor]], *, bad: Mapping[str, str] | None = None) -> None:
-        """Keep the tensors of each key, and why others have none. All or nothing."""
-        bad = bad or {}
-        if not tensors and not bad:
+    def write(self, tensors: Mapping[str, Sequence[Tensor]]) -> None:
+        """Keep the tensors of each key. All or nothing."""
+        if not tensors:
             return
-        name = content_key(sorted(tensors), sorted(bad))
+        name = content_key(sorted(tensors))
         self.folder.mkdir(parents=True, exist_ok=True)
-        rows = [_row(key, parts) for key, parts in tensors.items()]
-        rows += [{"key": key, "shape": None, "mean_square": None, "bad": why} for key, why in bad.items()]
-        if tensors:
-            named = {f"{key}.{i}": t.contiguous() for key, parts in tensors.items() for i, t in enumerate(parts)}
-            with aside(self.folder / f"{name}.safetensors") as file:
-                save_file(named, file)
+        named = {f"{key}.{i}": t.contiguous() for key, parts in tensors.items() for i, t in enumerate(parts)}
+        with aside(self.folder / f"{name}.safetensors") as file:
+            save_file(named, file)
+        self._list(name, [{"key": key, "shape": list(parts[0].shape), "bad": None} for key, parts in tensors.items()])
+
+    def note_bad(self, bad: Mapping[str, str]) -> None:
+        """Keep why there are no tensors of some keys, in a file whose name begins with ``BAD``."""
+        if bad:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            rows = [{"key": key, "shape": None, "bad": why} for key, why in bad.items()]
+            self._list(f"{BAD}{content_key(sorted(bad))}", rows)
+
+    def _list(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         with aside(self.folder / f"{name}.parquet") as file:
-            pq.write_table(pa.Table.from_pylist(rows, _INDEX), file)
+            pq.write_table(pa.Table.from_pylist(list(rows), _INDEX), file)
         self.refresh()
 
     def read(self, key: str) -> list[Tensor]:
@@ -126,8 +131,3 @@ class Cache:
             left = path.name.startswith(".") or (path.suffix == ".safetensors" and path.stem not in listed)
             if left and time.time() - path.stat().st_mtime > _STALE_S:
                 path.unlink(missing_ok=True)
-
-
-def _row(key: str, parts: Sequence[Tensor]) -> dict[str, Any]:
-    square = sum(float(part.double().square().mean()) for part in parts[:2])
-    return {"key": key, "shape": list(parts[0].shape), "mean_square": square, "bad": None}

@@ -1,4 +1,4 @@
-"""What is in the samples of shards, by content: a digest of each video's bytes, and its caption.
+"""What is in the samples of shards, by content: a digest of each video's bytes, its caption, its scores.
 
 Names of samples and places of shards say nothing of what is in them. To know it a video has to be read once; that is
 noted for each shard, so that only a changed shard is read again.
@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from captioning.tags import scores_to_say, with_tags
+from curation.errors import UsageError
 from shards.bytes import Bytes
 from shards.read import Catalogue, Shard
 from training.weights import aside
+
+T = TypeVar("T")
 
 _VERSION = 1
 _SCHEMA = pa.schema([("place", pa.int64()), ("digest", pa.string()), ("caption", pa.string())])
@@ -30,6 +35,17 @@ class Content(NamedTuple):
     caption: str
 
 
+def note_contents(catalogue: Catalogue, *, folder: Path, rank: int, size: int) -> None:
+    """Note in ``folder`` what is in this rank's share of the shards: ``contents`` is then quick on every rank."""
+    reader = Bytes()
+    try:
+        for number, rows in _by_shard(catalogue):
+            if number % size == rank:
+                _contents(reader, catalogue, number, rows, folder)
+    finally:
+        reader.close()
+
+
 def contents(catalogue: Catalogue, *, folder: Path) -> list[Content]:
     """What is in each sample of the catalogue, in its order.
 
@@ -40,24 +56,61 @@ def contents(catalogue: Catalogue, *, folder: Path) -> list[Content]:
     reader = Bytes()
     try:
         for number, rows in _by_shard(catalogue):
-            shard = catalogue.shards[number]
-            note = folder / f"{_version(reader, shard)}.parquet"
-            known = _noted(note)
-            if any(row["video_offset"] not in known for _, row in rows):
-                known |= {row["video_offset"]: _read(reader, shard.url, row) for _, row in rows}
-                _note(note, known)
+            known = _contents(reader, catalogue, number, rows, folder)
             found.update({at: known[row["video_offset"]] for at, row in rows})
     finally:
         reader.close()
     return [found[at] for at in range(len(catalogue))]
 
 
+def _contents(
+    reader: Bytes, catalogue: Catalogue, number: int, rows: list[tuple[int, dict[str, int]]], folder: Path
+) -> dict[int, Content]:
+    """What is in a shard, by the place of the video: as noted, or read and noted."""
+    shard = catalogue.shards[number]
+    note = folder / f"{_version(reader, shard)}.parquet"
+    known = _noted(note)
+    if any(row["video_offset"] not in known for _, row in rows):
+        known |= {row["video_offset"]: _read(reader, shard.url, row) for _, row in rows}
+        _note(note, known)
+    return known
+
+
 def captions(catalogue: Catalogue) -> list[str]:
     """The caption of each sample, without reading videos."""
+    return _of_each(catalogue, _caption)
+
+
+def tagged(captions: Sequence[str], catalogue: Catalogue, tag_dropout: float | None) -> list[str]:
+    """The captions of a catalogue's samples with their scores behind them; as they are where ``tag_dropout`` is None.
+
+    Which scores are left out is decided by caption and scores, so that a text is encoded once and for all epochs.
+    """
+    if tag_dropout is None:
+        return list(captions)
+    texts = []
+    for caption, scores in zip(captions, _of_each(catalogue, _scores), strict=True):
+        digest = hashlib.blake2b(json.dumps([caption, scores]).encode(), digest_size=8).digest()
+        chance = np.random.default_rng(int.from_bytes(digest, "big"))
+        texts.append(with_tags(caption, scores, chance, dropout=tag_dropout))
+    return texts
+
+
+def check_tags(catalogue: Catalogue, tag_dropout: float | None) -> None:
+    """Raises UsageError if scores are to be said that no sample has."""
+    if tag_dropout is not None and not any(_of_each(catalogue, _scores)):
+        raise UsageError(
+            f"text.tag_dropout {tag_dropout:g}: no clip has aesthetic_score, motion_score or camera_motion in its row; "
+            "have the pipeline of the shards measure one (stages motion, aesthetic), or leave it out"
+        )
+
+
+def _of_each(catalogue: Catalogue, read: Callable[[Bytes, str, dict[str, int]], T]) -> list[T]:
+    """What is read of each sample, by the address of its shard and its row."""
     reader = Bytes()
     try:
         found = {
-            at: _caption(reader, catalogue.shards[number].url, row)
+            at: read(reader, catalogue.shards[number].url, row)
             for number, rows in _by_shard(catalogue)
             for at, row in rows
         }
@@ -86,14 +139,27 @@ def _read(reader: Bytes, url: str, row: dict[str, int]) -> Content:
 
 def _caption(reader: Bytes, url: str, row: dict[str, int]) -> str:
     """The text beside the video, or else the caption in its row."""
+    if row["text_offset"] is None:
+        return str(_row(reader, url, row).get("caption") or "")
     try:
-        if row["text_offset"] is not None:
-            return reader.read(url, row["text_offset"], row["text_bytes"]).decode("utf-8", errors="replace")
-        if row["json_offset"] is not None:
-            return str(json.loads(reader.read(url, row["json_offset"], row["json_bytes"])).get("caption") or "")
-    except (OSError, ValueError):
-        pass  # such a sample cannot be read either, which is said where that is tried
-    return ""
+        return reader.read(url, row["text_offset"], row["text_bytes"]).decode("utf-8", errors="replace")
+    except OSError:
+        return ""  # such a sample cannot be read either, which is said where that is tried
+
+
+def _scores(reader: Bytes, url: str, row: dict[str, int]) -> dict[str, Any]:
+    return scores_to_say(_row(reader, url, row))
+
+
+def _row(reader: Bytes, url: str, row: dict[str, int]) -> dict[str, Any]:
+    """The row of the clip table, as far as the sample has one; by others it may be anything."""
+    if row["json_offset"] is None:
+        return {}
+    try:
+        about = json.loads(reader.read(url, row["json_offset"], row["json_bytes"]))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return about if isinstance(about, dict) else {}
 
 
 def _version(reader: Bytes, shard: Shard) -> str:

@@ -25,7 +25,15 @@ from training.transformer.config import TransformerConfig
 from training.transformer.diffusion import FILE as SCHEDULER
 from training.transformer.diffusion import Diffusion
 from training.transformer.model import PART, Transformer
-from training.transformer.models import SAT_VAE, find_sat, load_transformer, sat_config, sat_diffusion, sat_vae_config
+from training.transformer.models import (
+    SAT_VAE,
+    find_sat,
+    load_transformer,
+    sat_config,
+    sat_diffusion,
+    sat_vae_config,
+    trained,
+)
 from training.vae.config import VAEConfig
 from training.vae.model import VAE
 
@@ -83,7 +91,7 @@ _FORMS: Mapping[str, tuple[str, ...]] = {
 def _to_sat(source: Path, target: Path) -> Path:
     if find_sat(source) is not None:
         raise UsageError(f"{source} is in the form of SAT already")
-    folder = weights.find(_trained(source), part=PART)
+    folder = weights.find(trained(source), part=PART)
     transformer = Transformer.from_pretrained(folder, dtype=None)
     config = transformer.config
     diffusion = _diffusion(folder, source)
@@ -110,7 +118,7 @@ def _from_sat(source: Path, target: Path) -> Path:
 
 
 def _vae_to_sat(source: Path, target: Path) -> Path:
-    folder = weights.find(_trained(source), part="vae")
+    folder = weights.find(trained(source, part="vae"), part="vae")
     config = weights.read_config(folder, VAEConfig.from_mapping, part="vae")
     state = weights.read_weights(folder, dtype=None)
     with torch.device("meta"):
@@ -144,11 +152,6 @@ def _with_factor(config: VAEConfig, factor: float) -> VAEConfig:
     if factor <= 0:
         raise UsageError(f"--scaling-factor {factor:g}: above 0 is meant, such as 0.7")
     return dataclasses.replace(config, scaling_factor=factor)
-
-
-def _trained(source: Path) -> Path:
-    """What training left in ``source``, where it is the folder of a training."""
-    return source / "weights" if (source / "weights").is_dir() else source
 
 
 def _diffusion(*folders: Path) -> Diffusion | None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +22,7 @@ from training.data.faults import Faults
 from training.data.pool import Pool
 from training.data.settings import DataSettings
 from training.distributed import World
-from training.transformer.cache import Cache
+from training.transformer.cache import BAD, Cache
 from training.transformer.samples import Sample, cut
 from training.transformer.text import TextEncoder
 from training.vae.config import Chunks, Tiles
@@ -31,7 +31,11 @@ from training.vae.model import VAE
 
 _FILE_BYTES = 256 << 20  # of a file of the cache, about
 _FILE_ENTRIES = 256
+_MEASURED = 1024  # samples, about, by which latents are scaled
 _TEXTS = 16  # captions that are encoded together
+_CLIPS = 4  # small ones that are encoded together: torch convolves one alone on a CPU several times more slowly
+_SMALL = 1 << 19  # pixels in all frames; others are encoded alone, for their memory
+_MAY_PASS = ("unreadable", "crashed")  # a hiccup of the store, a stalled decoder
 _KEPT = torch.float16  # three digits of a mean, which the posterior's own deviation drowns
 Say = Callable[[str], None]
 
@@ -70,29 +74,42 @@ class LatentEncoder:
         self.name = json.dumps([digest_of(vae), str(chunks), str(tiles), precision])
         self.image_name = json.dumps(["first frame", noise])
 
-    @torch.no_grad()
-    def clip(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation, (C, t, h, w) each, of a clip (3, T, H, W) uint8. Not scaled."""
-        return self._encode(self._pixels(video))
+    def clips(self, videos: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Mean and deviation, (C, t, h, w) each, of each clip (3, T, H, W) uint8, all of one shape. Not scaled."""
+        return self._encode([self._pixels(video) for video in videos])
 
-    @torch.no_grad()
-    def first_frame(self, video: Tensor, key: str) -> tuple[Tensor, Tensor]:
-        """The same of the first frame alone, with noise on its pixels that ``key`` decides."""
+    def first_frames(self, videos: Sequence[Tensor], keys: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
+        """The same of the first frames alone, with noise on their pixels that each one's key decides."""
+        return self._encode([self._first(video, key) for video, key in zip(videos, keys, strict=True)])
+
+    def _first(self, video: Tensor, key: str) -> Tensor:
         picture = self._pixels(video[:, :1])
         if self._noise is not None:
             rng = torch.Generator().manual_seed(int(key[:15], 16))
             sigma = torch.exp(self._noise[0] + self._noise[1] * torch.randn((), generator=rng))
             picture = picture + sigma * torch.randn(picture.shape, generator=rng).to(picture.device)
-        return self._encode(picture)
+        return picture
 
     def _pixels(self, video: Tensor) -> Tensor:
-        return video[None].to(self._device).float() / 127.5 - 1
+        return video.to(self._device).float() / 127.5 - 1
 
-    def _encode(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
-            posterior: Gaussian = self._vae.encode(video, chunks=self._chunks, tiles=self._tiles)
-        mean, std = posterior.mean[0].float(), posterior.std[0].float()
-        return mean.to(_KEPT).cpu(), std.to(_KEPT).cpu()
+    @torch.no_grad()
+    def _encode(self, videos: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Always as many at a time, with the last repeated: one's bits do not depend on who else there is."""
+        made = []
+        for start in range(0, len(videos), size := together(videos[0]) if videos else 1):
+            part = list(videos[start : start + size])
+            batch = torch.stack(part + part[-1:] * (size - len(part)))
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+                posterior: Gaussian = self._vae.encode(batch, chunks=self._chunks, tiles=self._tiles)
+            mean, std = (each.float().to(_KEPT).cpu() for each in (posterior.mean, posterior.std))
+            made += [(mean[i].clone(), std[i].clone()) for i in range(len(part))]
+        return made
+
+
+def together(video: Tensor) -> int:
+    """How many clips of this shape (3, T, H, W) are encoded at a time."""
+    return _CLIPS if math.prod(video.shape[1:]) <= _SMALL else 1
 
 
 def encode_latents(
@@ -107,7 +124,8 @@ def encode_latents(
 ) -> None:
     """Encode what is missing in the cache, each rank its share; at the end every rank has all.
 
-    A clip that cannot be decoded is noted as bad, so that it costs its time only once.
+    A clip that cannot be decoded is noted as bad, so that it costs its time only once. One that failed for a reason
+    that may pass is tried again first, when all others are done.
 
     Raises:
         BadDataError: more clips are bad than the settings bear.
@@ -115,31 +133,57 @@ def encode_latents(
     everything = _unencoded(samples, cache)
     if everything and world.is_first:
         say(f"encoding {len(everything)} clips and pictures; {len({s.latent for s in samples}) - len(everything)} kept")
+    if world.is_first:
+        _say_left_out(samples, cache, say)
     share = everything[world.rank :: world.size]
     faults = Faults(settings.max_bad, settings.bad_at_least)
     done: dict[str, tuple[Tensor, Tensor]] = {}
     bad: dict[str, str] = {}
-    for count, (sample, video, made) in enumerate(_decoded(share, catalogue, settings), start=1):
+    waiting: dict[torch.Size, list[tuple[Sample, Tensor]]] = {}  # for others of their shape
+
+    for count, (sample, video, made) in enumerate(_decoded_again(share, catalogue, settings), start=1):
         if isinstance(made, Bad):
             bad[sample.latent] = f"{made.reason}: {made.why}"
             faults.bad(made.reason, catalogue.table["key"][sample.view.row].as_py(), made.why)
             continue
         faults.good()
-        if sample.latent not in cache:
-            done[sample.latent] = encoder.clip(video)
-        if sample.image and sample.image not in cache:
-            done[sample.image] = encoder.first_frame(video, sample.image)
+        group = waiting.setdefault(video.shape, [])
+        group.append((sample, video))
+        if len(group) == together(video):
+            done |= _encoded(waiting.pop(video.shape), encoder, cache)
         size = sum(part.nbytes for parts in done.values() for part in parts)
         if size >= _FILE_BYTES or len(done) >= _FILE_ENTRIES:
             cache.write(done)
             done = {}
         if world.is_first and count % 500 == 0:
             say(f"encoded {count} of {len(share)}")
-    cache.write(done, bad=bad)
+    for group in waiting.values():
+        done |= _encoded(group, encoder, cache)
+    cache.write(done)
+    cache.note_bad(bad)
     if bad and world.is_first:
         say(f"bad samples: {faults}")
     world.wait()
     cache.refresh()
+
+
+def _encoded(
+    group: Sequence[tuple[Sample, Tensor]], encoder: LatentEncoder, cache: Cache
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """What the cache lacks of clips of one shape, by key."""
+    clips = {sample.latent: video for sample, video in group if sample.latent not in cache}
+    pictures = {sample.image: video for sample, video in group if sample.image and sample.image not in cache}
+    made = dict(zip(clips, encoder.clips(list(clips.values())), strict=True))
+    return made | dict(zip(pictures, encoder.first_frames(list(pictures.values()), list(pictures)), strict=True))
+
+
+def _say_left_out(samples: Sequence[Sample], cache: Cache, say: Say) -> None:
+    left_out = {sample.latent: cache[sample.latent].bad for sample in samples if sample.latent in cache}
+    if reasons := [why for why in left_out.values() if why is not None]:
+        say(
+            f"{len(reasons)} samples could not be read earlier and are left out, one for {reasons[0]!r}; "
+            f"remove {cache.folder}/{BAD}* to try them again"
+        )
 
 
 def _unencoded(samples: Sequence[Sample], cache: Cache) -> list[Sample]:
@@ -151,6 +195,19 @@ def _unencoded(samples: Sequence[Sample], cache: Cache) -> list[Sample]:
         if not complete:  # a kill may also have left one without the other
             wanted.setdefault(sample.latent, sample)
     return list(wanted.values())
+
+
+def _decoded_again(
+    samples: Sequence[Sample], catalogue: Catalogue, settings: DataSettings
+) -> Iterator[tuple[Sample, Tensor, Decoded | Bad]]:
+    """``_decoded``, and those once more that failed for a reason that may pass."""
+    again = []
+    for sample, video, made in _decoded(samples, catalogue, settings):
+        if isinstance(made, Bad) and made.reason in _MAY_PASS:
+            again.append(sample)
+        else:
+            yield sample, video, made
+    yield from _decoded(again, catalogue, settings)
 
 
 def _decoded(
@@ -216,11 +273,12 @@ def encode_texts(
             done: dict[str, tuple[Tensor]] = {}
             for at in range(start, min(start + _FILE_ENTRIES, len(share)), _TEXTS):
                 keys = share[at : min(at + _TEXTS, start + _FILE_ENTRIES)]
+                full = keys + keys[-1:] * (_TEXTS - len(keys))  # always as many: see ``LatentEncoder._encode``
                 with warnings.catch_warnings():
                     # How many captions are too long was said before.
                     warnings.filterwarnings("ignore", message=r".* texts have more than .* tokens")
-                    made = encoder([captions[key] for key in keys])
-                done |= {key: (each.cpu(),) for key, each in zip(keys, made, strict=True)}
+                    made = encoder([captions[key] for key in full])
+                done |= {key: (each.cpu(),) for key, each in zip(keys, made, strict=False)}
             cache.write(done)
         encoder.encoder.to("cpu")
     world.wait()
@@ -228,11 +286,25 @@ def encode_texts(
 
 
 def scaling_factor(samples: Sequence[Sample], cache: Cache) -> float:
-    """One over the standard deviation of the samples' latents, to four digits."""
-    squares = [cache[sample.latent].mean_square for sample in samples]
-    if not squares or not np.mean(squares) > 0:
+    """One over the standard deviation of the samples' latents about the mean of each channel, to four digits.
+
+    A constant is no signal: were the channels' means counted, a VAE of one's own, whose means are not zero, would have
+    its signal drowned by noise at most timesteps. Measured on some of the samples, always the same ones.
+    """
+    keys = sorted({sample.latent for sample in samples})
+    if not keys:
         raise CutroomError("there are no latents to measure the scaling factor by")
-    return float(f"{1 / float(np.mean(squares)) ** 0.5:.4g}")
+    means, squares = [], []  # of each sample's channels
+    for key in keys[:: -(-len(keys) // _MEASURED)]:
+        mean, std = (part.double().flatten(1) for part in cache.read(key))
+        means.append(mean.mean(1))
+        squares.append((mean.square() + std.square()).mean(1))
+    spread = float((torch.stack(squares).mean(0) - torch.stack(means).mean(0).square()).mean())
+    if not math.isfinite(spread):
+        raise CutroomError("some latents are no numbers: try vae.precision fp32")
+    if not spread > 0:
+        raise CutroomError("all latents are the same: there is nothing to learn, and no scale")
+    return float(f"{spread**-0.5:.4g}")
 
 
 __all__ = ["LatentEncoder", "digest_of", "encode_latents", "encode_texts", "scaling_factor"]

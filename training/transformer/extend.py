@@ -247,6 +247,11 @@ def check_window(config: TransformerConfig, vae: VAEConfig, *, frames: int, heig
     """Raise UsageError, with the nearest possible size, for a window that cannot be made; before any work."""
     with torch.device("meta"):
         check_size(Transformer(config), vae, frames=frames, height=height, width=width)
+    check_positions(config, vae, frames=frames, height=height, width=width)
+
+
+def check_positions(config: TransformerConfig, vae: VAEConfig, *, frames: int, height: int, width: int) -> None:
+    """Raise UsageError for videos at positions that a transformer with learned ones has not."""
     if config.use_learned_positional_embeddings:
         learned = [side * vae.space_ratio for side in (config.sample_height, config.sample_width)]
         if [height, width] != learned or frames > config.sample_frames:

@@ -19,9 +19,11 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from curation.errors import UsageError, nearest, one_line
+from curation.devices import find_device
+from curation.errors import UsageError, nearest
 from curation.model_files import identity, is_path
 from training import weights
+from training.pretrained import fetch
 from training.transformer import adapters, sat
 from training.transformer.config import SIZES, TransformerConfig
 from training.transformer.diffusion import FILE as SCHEDULER
@@ -97,10 +99,10 @@ def find(sources: Sources, *, needs_text: bool = True) -> Places:
     Raises:
         UsageError: a part is not there, or parts do not fit each other. The message says which and what to do.
     """
-    root = _root(sources.model)
+    root = _root(sources.model, "transformer", "vae", "text_encoder", "tokenizer", "scheduler")
     file, config = _transformer(root)
     if sources.vae is not None:
-        vae, shape = _vae(_root(sources.vae, part="vae"), config)
+        vae, shape = _vae(_root(sources.vae, "vae"), config)
     else:
         vae, shape = _vae(root, config)
     if shape.latent_channels != config.out_channels:
@@ -131,33 +133,22 @@ def find(sources: Sources, *, needs_text: bool = True) -> Places:
     )
 
 
-def _root(source: str, *, part: str | None = None) -> Path:
+def _root(source: str, *parts: str) -> Path:
     """The folder (or file of SAT) of a model: as given, what training left in it, or from the hub, downloaded once."""
     if not is_path(source):
-        return _fetch(source, part)
+        return fetch(source, *parts)
     root = Path(source).expanduser()
     if not root.exists():
         raise UsageError(f"there is no {source}: give a folder, or ORGANISATION/NAME on the Hugging Face hub")
-    trained = [*root.glob("weights"), *root.glob("*/weights")] if root.is_dir() else []
-    if trained and not (root / weights.CONFIG).is_file() and not (root / PART).is_dir():
-        return max(trained, key=lambda folder: folder.stat().st_mtime)  # of the last stage
+    return trained(root)
+
+
+def trained(root: Path, *, part: str = PART) -> Path:
+    """The weights that training left in the folder ``root``, of the last stage where it had some; else ``root``."""
+    written = [*root.glob("weights"), *root.glob("*/weights")] if root.is_dir() else []
+    if written and not (root / weights.CONFIG).is_file() and not (root / part).is_dir():
+        return max(written, key=lambda folder: folder.stat().st_mtime)
     return root
-
-
-def _fetch(source: str, part: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    parts = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler") if part is None else (part,)
-    names = ("*.json", "*.safetensors", "*.model")
-    patterns = [f"{each}/{name}" for each in parts for name in names]
-    alone = [weights.CONFIG, weights.INDEX, f"{weights.WEIGHTS.removesuffix('.safetensors')}*.safetensors"]
-    try:  # a repository of one model has it at the top
-        return Path(snapshot_download(source, allow_patterns=[*patterns, *alone]))
-    except Exception as error:  # offline, no such repository, not allowed
-        raise UsageError(
-            f"{source} is no folder here and cannot be had from the Hugging Face hub ({one_line(error)}): "
-            f"hf download {source} where there is a network, and name the folder"
-        ) from error
 
 
 def find_sat(root: Path) -> Path | None:
@@ -266,12 +257,7 @@ def choose(dtype: str | None, device: str | None) -> tuple[str, torch.device]:
     Raises:
         UsageError: there is no such, or a package is missing for it.
     """
-    try:
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise UsageError(f"there is no device {device!r}: cpu, cuda or cuda:1 are meant") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"--device {device}: PyTorch sees no GPU here")
+    chosen = find_device(device)
     dtype = dtype or ("bf16" if chosen.type == "cuda" else "fp32")
     if dtype not in DTYPES:
         raise UsageError(f"no dtype {dtype!r}.{nearest(dtype, DTYPES)}")

@@ -84,7 +84,9 @@ def batches(
             missing = size - len(cut[-1])
             cut[-1] = cut[-1] + [own[i % len(own)] for i in range(missing)]
         runs += [cut[at : at + following] for at in range(0, len(cut), following)]
-    return [group for at in shuffled(len(runs), seed=seed, epoch=epoch) for group in runs[int(at)]]
+    drawn = [runs[int(at)] for at in shuffled(len(runs), seed=seed, epoch=epoch)]
+    # A run that is short would move all behind it out of step with the ranks.
+    return [group for run in sorted(drawn, key=lambda run: len(run) < following) for group in run]
 
 
 def fill(groups: Groups, lengths: np.ndarray, *, tokens: int) -> float:

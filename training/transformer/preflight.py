@@ -12,7 +12,7 @@ from training.data.held_out import open_parts
 from training.data.preflight import Preflight, preflight
 from training.settings import TrainingStage
 from training.transformer import packing
-from training.transformer.contents import captions
+from training.transformer.contents import captions, check_tags, tagged
 from training.transformer.prepare import find_models, plan_of
 from training.transformer.run import TransformerTraining
 
@@ -61,7 +61,8 @@ def look_ahead(
     """What each stage will read, by its name. Of samples that cannot be decoded nothing is known yet.
 
     Raises:
-        UsageError: a bucket that no sample goes to, a sample that fits no pack, or models that do not fit together.
+        UsageError: a bucket that no sample goes to, a sample that fits no pack, models that do not fit together, or
+            scores to say that no clip has.
     """
     first = stages[0].config
     return {stage.name: _report(stage.config, first, world) for stage in stages}
@@ -78,8 +79,9 @@ def _report(config: TransformerTraining, first: TransformerTraining, world: int)
     counts = collections.Counter((view.bucket, view.is_image) for view in plan.views)
     tokens = {(view.bucket, view.is_image): plan.tokens(view) for view in plan.views}
     long: int | None = None
+    check_tags(train, config.text.tag_dropout)
     if models.text is not None:
-        texts = captions(train)
+        texts = tagged(captions(train), train, config.text.tag_dropout)
         wanted = list({texts[view.row] for view in plan.views})
         long = sum(count > models.tokens for count in _counts(models.text.tokenizer, wanted))
     per_step = max(1, world // config.training.context_parallel) * config.training.accumulate

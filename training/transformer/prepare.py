@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from captioning.tags import EVERY_TAG
 from curation.errors import UsageError
 from shards.read import Catalogue
 from training import weights
@@ -20,9 +21,12 @@ from training.pretrained import fetch
 from training.transformer.batches import Kept
 from training.transformer.cache import Cache
 from training.transformer.config import TransformerConfig, size
-from training.transformer.contents import captions, contents
+from training.transformer.contents import captions, contents, note_contents, tagged
 from training.transformer.diffusion import Diffusion
 from training.transformer.encode import LatentEncoder, Say, encode_latents, encode_texts, scaling_factor
+from training.transformer.extend import check_positions
+from training.transformer.lora import add_lora
+from training.transformer.model import Transformer
 from training.transformer.pipeline import Parts
 from training.transformer.plan import Plan
 from training.transformer.samples import Sample, name, readable, views
@@ -81,19 +85,20 @@ def find_models(config: TransformerTraining, *, before: Path | None = None) -> M
     """
     start = before
     if before is None and config.model.start is not None:
-        start = fetch(config.model.start, part="transformer")
+        start = fetch(config.model.start, "transformer", "scheduler")
     if start is None:
         transformer = size(str(config.model.size))
     else:
         folder = weights.find(start, part="transformer")
         transformer = weights.read_config(folder, TransformerConfig.from_mapping, part="transformer")
-    vae = weights.find(before if before is not None else fetch(config.vae.start, part="vae"), part="vae")
+    vae = weights.find(before if before is not None else fetch(config.vae.start, "vae"), part="vae")
     vae_config = weights.read_config(vae, VAEConfig.from_mapping, part="vae")
     if vae_config.latent_channels != transformer.out_channels:
         raise UsageError(
             f"{vae} makes latents of {vae_config.latent_channels} channels, and the transformer reads "
             f"{transformer.out_channels}: choose a VAE and a transformer that belong together"
         )
+    _check_transformer(config, transformer, vae_config)
     text = None if config.text.start == WORDS else find_text(config.text.start)
     if text is not None and text.width != transformer.text_embed_dim:
         raise UsageError(
@@ -101,8 +106,33 @@ def find_models(config: TransformerTraining, *, before: Path | None = None) -> M
             f"{transformer.text_embed_dim}"
         )
     tokens = config.text.tokens or transformer.max_text_seq_length
+    if tokens != transformer.max_text_seq_length:
+        if transformer.use_learned_positional_embeddings:
+            raise UsageError(
+                f"text.tokens {tokens}: this transformer has learned positions for "
+                f"{transformer.max_text_seq_length} tokens of text; leave it out"
+            )
+        # What is written says it, for samples are to be asked for with texts of the length that was learned.
+        transformer = dataclasses.replace(transformer, max_text_seq_length=tokens)
     diffusion = config.diffusion or (Diffusion() if start is None else Diffusion.from_pretrained(start))
     return Models(start, transformer, vae, vae_config, text, tokens, diffusion)
+
+
+def _check_transformer(config: TransformerTraining, transformer: TransformerConfig, vae: VAEConfig) -> None:
+    """Raise UsageError if it cannot be trained as the settings say."""
+    if transformer.num_attention_heads % config.training.context_parallel:
+        raise UsageError(
+            f"training.context_parallel {config.training.context_parallel} does not divide the transformer's "
+            f"{transformer.num_attention_heads} heads"
+        )
+    if lora := config.model.lora:  # on nothing: whether there are such layers
+        with torch.device("meta"):
+            add_lora(Transformer(transformer), rank=lora.rank, alpha=lora.alpha, targets=lora.targets)
+    for bucket in config.data.buckets:
+        try:
+            check_positions(transformer, vae, frames=bucket.frames, height=bucket.height, width=bucket.width)
+        except UsageError as error:
+            raise UsageError(f"data.buckets: {error}") from error
 
 
 def prepare(config: TransformerTraining, *, cache: Path, before: Path | None, world: World, say: Say) -> Ready:
@@ -115,9 +145,7 @@ def prepare(config: TransformerTraining, *, cache: Path, before: Path | None, wo
     models = find_models(config, before=before)
     train, judge = open_parts(config.data, config.data.held_out)
     preflight(config.data, catalogue=train)  # an empty bucket is said before anything is encoded
-    plan = Plan(
-        views(train, config.data)[0], config.data, config.packing, models.transformer, models.vae_config, models.tokens
-    )
+    plan = plan_of(config, models, train)
     plan(0)  # and so is a sample that fits no pack
     text = models.text or _words(cache, train, models.transformer.text_embed_dim, world)
     kept = Kept(Cache(cache / "latents"), Cache(cache / "texts"))
@@ -133,10 +161,11 @@ def prepare(config: TransformerTraining, *, cache: Path, before: Path | None, wo
     }
     named = []
     for catalogue in (train, judge):
-        if world.is_first:
-            contents(catalogue, folder=cache / "contents")
-        world.wait()  # the others read what the first has noted
+        note_contents(catalogue, folder=cache / "contents", rank=world.rank, size=world.size)
+        world.wait()
         known = contents(catalogue, folder=cache / "contents")
+        texts = tagged([one.caption for one in known], catalogue, config.text.tag_dropout)
+        known = [one._replace(caption=text) for one, text in zip(known, texts, strict=True)]
         samples = name(views(catalogue, config.data)[0], known, config.data, **names)
         if catalogue is judge:
             samples = sorted(samples, key=lambda sample: sample.latent)[: config.judge.samples]
@@ -151,7 +180,9 @@ def prepare(config: TransformerTraining, *, cache: Path, before: Path | None, wo
         say=say,
     )
     measured = config.vae.scaling == "measure" and before is None
-    factor = scaling_factor(named[0], kept.latents) if measured else models.vae_config.scaling_factor
+    factor = models.vae_config.scaling_factor
+    if measured:
+        factor = world.of_first(scaling_factor(named[0], kept.latents) if world.is_first else None)
     vae.config = dataclasses.replace(models.vae_config, scaling_factor=factor)
     return Ready(
         models=models,
@@ -184,14 +215,14 @@ def _encoder(config: TransformerTraining, vae: VAE, world: World) -> LatentEncod
 
 
 def _words(cache: Path, train: Catalogue, width: int, world: World) -> TextFolders:
-    """The encoder of the captions' words. It is made once: its words stay what they are."""
-    folder = cache / f"words-{width}"
+    """The encoder of the captions' words and of those of all tags. It is made once: its words stay what they are."""
+    folder = cache / f"vocabulary-{width}"
 
     def make() -> None:
         from training.transformer.words import write_words
 
         if not folder.is_dir():
-            write_words(folder, captions(train), width=width)
+            write_words(folder, [*captions(train), EVERY_TAG], width=width)
 
     on_first(world, make)
     return TextFolders(folder / "text_encoder", folder / "tokenizer")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from curation.errors import UsageError, one_line
 from training import weights
+from training.launch import is_first
 from training.pictures import contact_sheet, to_frames, write_picture, write_video
 from training.transformer import embeddings
 from training.transformer.extend import make
@@ -53,7 +54,7 @@ def run(prepared: Prepared, output: Path, *, each: Callable[[Job, int], None] | 
     for job in prepared.jobs:
         if job not in left:
             yield Made(job.name, job.prompt, job.seed, "there")
-    texts = embedded(prepared, [job.prompt for job in left]) if left or prepared.request.save_embeddings else {}
+    texts = embedded(prepared, [job.prompt for job in left])
     if not left:
         return
     models = load(prepared.places, dtype=prepared.dtype, device=prepared.device, offload=prepared.request.offload)
@@ -71,18 +72,24 @@ def _is_there(output: Path, job: Job) -> bool:
 
 
 def embedded(prepared: Prepared, prompts: Sequence[str]) -> dict[str, Tensor]:
-    """The embeddings of prompts and of the negative text, from their file or by the encoder; saved where asked."""
+    """The embeddings of prompts and of the negative text, from their file or by the encoder; saved where asked.
+
+    Of several processes the first saves those of all.
+    """
     request, texts = prepared.request, dict(prepared.texts)
-    if request.save_embeddings is not None:
-        prompts = [job.prompt for job in prepared.jobs]
+    saved = request.save_embeddings if is_first() else None
+    if saved is not None:
+        prompts = prepared.prompts
+    if not prompts:
+        return texts
     wanted = [*prompts, *([] if request.negative is None else [request.negative])]
     if absent := [text for text in wanted if text not in texts]:
         assert prepared.places.text is not None  # ``prepare`` has seen to it
         texts |= embeddings.embed(
             prepared.places.text, absent, config=prepared.places.config, dtype=prepared.dtype, device=prepared.device
         )
-    if request.save_embeddings is not None:
-        embeddings.save(request.save_embeddings, texts)
+    if saved is not None:
+        embeddings.save(saved, texts)
     return texts
 
 

@@ -101,6 +101,7 @@ class Prepared:
     dtype: str
     device: torch.device
     texts: dict[str, Tensor]  # what is embedded already
+    prompts: tuple[str, ...]  # of all processes
     jobs: tuple[Job, ...]  # of this process
 
     @property
@@ -146,6 +147,7 @@ def prepare(request: Request) -> Prepared:
         dtype=dtype,
         device=device,
         texts=texts,
+        prompts=tuple(prompts),
         jobs=(),
     )
     rank = int(os.environ.get("RANK", "0"))

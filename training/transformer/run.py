@@ -20,7 +20,7 @@ from training.metrics import check_wandb
 from training.settings import STRICT, OptimiserSettings, Training, TrainingStage, load_stages
 from training.transformer.attention import attention
 from training.transformer.batches import LatentBatches, Loaded
-from training.transformer.config import size
+from training.transformer.contents import check_tags
 from training.transformer.diffusion import Diffusion
 from training.transformer.lora import add_lora
 from training.transformer.model import Transformer, checkpoint_blocks
@@ -66,7 +66,7 @@ class TransformerTraining:
         Raises:
             UsageError: with the value that makes no sense.
         """
-        for check in (self.data.check, self.training.check, self.conditions.check, self.judge.check):
+        for check in (self.data.check, self.training.check, self.text.check, self.conditions.check, self.judge.check):
             check()
         if self.packing is not None:
             self.packing.check()
@@ -78,12 +78,8 @@ class TransformerTraining:
                 raise UsageError(
                     f"data.buckets: {bucket} does not fit: 4k+1 frames (such as 49) of sides divisible by 16 are meant"
                 )
-        heads = size(self.model.size).num_attention_heads if self.model.size is not None else None
-        if heads and heads % self.training.context_parallel:
-            raise UsageError(
-                f"training.context_parallel {self.training.context_parallel} does not divide the {heads} heads of "
-                f"{self.model.size}"
-            )
+        if self.packing is not None and self.packing.attention == "varlen" and self.training.precision == "fp32":
+            raise UsageError("packing.attention varlen computes in bf16 only; choose split or flex, or precision bf16")
 
 
 def load(file: Path, *, changes: Sequence[str] = ()) -> list[TrainingStage[TransformerTraining]]:
@@ -96,6 +92,11 @@ def load(file: Path, *, changes: Sequence[str] = ()) -> list[TrainingStage[Trans
     for stage in stages:
         stage.config.check()
     first = stages[0].config.model
+    if len(stages) > 1 and any(stage.config.model.lora for stage in stages):
+        raise UsageError(
+            f"{file}: model.lora with stages: the additions of a stage would be to those of the one before, and not "
+            "to the published weights; give each stage a file of its own"
+        )
     if (first.size is None) == (first.start is None):
         raise UsageError(f"{file}: model: either `size` (such as debug or 2b) or `start` (weights) is meant")
     return stages
@@ -126,7 +127,9 @@ def train_transformer(
     """
     stages = load(file, changes=changes)
     for stage in stages:  # that the last one asks for a score that no clip has is not to be found out after days
-        preflight(stage.config.data, catalogue=open_parts(stage.config.data, stage.config.data.held_out)[0])
+        train, _ = open_parts(stage.config.data, stage.config.data.held_out)
+        preflight(stage.config.data, catalogue=train)
+        check_tags(train, stage.config.text.tag_dropout)
     figures: dict[str, float] = {}
     before: Path | None = None
     with joined():
@@ -159,6 +162,7 @@ def _train(
     torch.manual_seed(config.training.seed)
     models = ready.models
     model = Transformer.from_pretrained(models.start) if models.start else Transformer(models.transformer)
+    model.config = models.transformer  # with the tokens of a text
     scales = None
     if lora := config.model.lora:
         scales = add_lora(model, rank=lora.rank, alpha=lora.alpha, targets=lora.targets)

@@ -88,7 +88,7 @@ def name(
     """The samples of views, without those whose videos cannot be read.
 
     Args:
-        known: of each row of the catalogue.
+        known: of each row of the catalogue, its caption with whatever is to be said behind it.
         vae: what decides a latent, besides the pixels: weights, chunks, tiles, precision.
         text: what decides an embedding, besides the caption.
         image: what decides the noise on the first frame; None where the model reads none.

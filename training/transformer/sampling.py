@@ -180,6 +180,7 @@ def denoise(
     given: Tensor | None = None,
     clean: Tensor | None = None,
     each: Callable[[int, Tensor], None] | None = None,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Latents (B, T, C, H, W) of ``shape`` (T, H, W), scaled, in fp32, from noise.
 
@@ -188,17 +189,19 @@ def denoise(
         given: (B, T, C, H, W), read where ``clean``, bool (B, T): frames that stay exactly as they are, for a
             transformer that was trained with such (to extend, to loop, to fill between).
         negative, each: as in ``sample``.
+        device: on which the transformer computes, where its weights lie elsewhere meanwhile.
     """
     config, weight = transformer.config, _weight(transformer)
+    device = device or weight.device
     frames, height, width = shape
     added = -frames % config.time_patch
     steps, course = solver(settings.solver, diffusion, settings.steps), guidance(settings.course)
     guided = settings.guidance > (1.0 if settings.course == "constant" else 0.0)
-    text = text.to(weight.device, weight.dtype)
+    text = text.to(device, weight.dtype)
     if guided:
         text = torch.cat([torch.zeros_like(text) if negative is None else negative.to(text), text])
     per_sample = (frames + added, config.out_channels, height, width)
-    x = draws(*per_sample, device=weight.device)
+    x = draws(*per_sample, device=device)
     if given is not None and clean is not None:
         given, _ = fill_front(config, given.to(x))
         clean = torch.cat([clean[:, :1]] * added + [clean], dim=1).to(x.device)
@@ -216,7 +219,7 @@ def denoise(
         if guided:
             without, towards = v.chunk(2)
             v = without + course(settings.guidance, index=index, steps=settings.steps, t=t) * (towards - without)
-        x = steps.step(index, v, x, lambda: draws(*per_sample, device=weight.device))
+        x = steps.step(index, v, x, lambda: draws(*per_sample, device=device))
         if each is not None:
             each(index, x[:, added:])
     return _with_given(x, given, clean)[:, added:]

@@ -78,6 +78,9 @@ class TextSettings:
             of the captions with a random vector for each, for small models of a small world (see words.py).
         tokens: that a caption is cut or filled to; null: as many as the transformer is made for.
         precision: in which captions are encoded and kept.
+        tag_dropout: say the scores of a clip behind its caption, as in "A dog runs. aesthetic score: 5.5, motion score:
+            0.12, camera motion: pan left", so that a prompt can ask for them. Each is left out with this probability,
+            decided once by caption and scores, so that prompts work without them too. null: nothing is said.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
@@ -85,6 +88,12 @@ class TextSettings:
     start: str
     tokens: int | None = None
     precision: Literal["bf16", "fp32"] = "bf16"
+    tag_dropout: float | None = None
+
+    def check(self) -> None:
+        """Raises UsageError with the value that makes no sense."""
+        if self.tag_dropout is not None and not 0 <= self.tag_dropout < 1:
+            raise UsageError(f"text.tag_dropout {self.tag_dropout:g}: a share below 1 is meant, such as 0.3")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from curation.errors import UsageError, one_line
-from curation.model_files import is_path
+from curation.errors import UsageError
+from training.pretrained import fetch
 from training.weights import aside, read_json
 
 WORDS = "words"
@@ -41,19 +41,7 @@ def find_text(source: str) -> TextFolders:
     Raises:
         UsageError: there is none.
     """
-    if is_path(source):
-        folder = Path(source)
-    else:
-        from huggingface_hub import snapshot_download
-
-        wanted = ["*.json", "*.model", "text_encoder/*", "tokenizer/*", "*.safetensors", "*.safetensors.index.json"]
-        try:
-            folder = Path(snapshot_download(source, allow_patterns=wanted, ignore_patterns=["transformer/*", "vae/*"]))
-        except Exception as error:  # offline, no such repository, not allowed
-            raise UsageError(
-                f"text.start {source} is no folder here and cannot be had from the Hugging Face hub "
-                f"({one_line(error)}): download it where there is a network, and name the folder"
-            ) from error
+    folder = fetch(source, "text_encoder", "tokenizer")
     both = TextFolders(folder / "text_encoder", folder / "tokenizer")
     found = both if all(part.is_dir() for part in both) else TextFolders(folder, folder)
     if not (found.encoder / "config.json").is_file():

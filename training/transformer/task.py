@@ -248,6 +248,7 @@ class TransformerTask(Task):
                 draws=Draws([number]),
                 settings=settings,
                 first=ready.image[None, :1] if reads_image and ready.image is not None else None,
+                device=self._world.device,
             )
             if self._world.is_first:
                 rows.append(to_frames(decode(self._vae, latents)[0]))

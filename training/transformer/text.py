@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from curation.bars import no_bars
 from curation.errors import UsageError
 
 TOKENS = 226
@@ -42,8 +43,9 @@ class TextEncoder:
         parts = [Path(source, part) for part in ("tokenizer", "text_encoder")]
         places = [str(part) for part in parts] if all(part.is_dir() for part in parts) else [str(source)] * 2
         try:
-            tokenizer = AutoTokenizer.from_pretrained(places[0])
-            encoder = AutoModelForTextEncoding.from_pretrained(places[1], dtype=dtype)
+            with no_bars():
+                tokenizer = AutoTokenizer.from_pretrained(places[0])
+                encoder = AutoModelForTextEncoding.from_pretrained(places[1], dtype=dtype)
         except (OSError, ValueError) as error:
             raise UsageError(
                 f"no text encoder in {source} ({error}); give the folder of a CogVideoX pipeline, of a T5 encoder with "

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import collections
 import os
-import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+
+from curation.bars import no_bars
 
 _MOST_WORDS = 8192
 _MARKS = ("<pad>", "</s>", "<unk>")
@@ -32,11 +33,13 @@ def write_words(folder: Path, captions: Iterable[str], *, width: int) -> None:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-    counts = collections.Counter(word for text in captions for word in re.findall(r"\w+|[^\w\s]+", text.lower()))
+    # Digits by themselves, so that a number is never unknown.
+    division = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)])
+    counts = collections.Counter(word for text in captions for word, _ in division.pre_tokenize_str(text.lower()))
     words = sorted(counts, key=lambda word: (-counts[word], word))[: _MOST_WORDS - len(_MARKS)]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*_MARKS, *words])}, unk_token=_MARKS[2]))
     tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.pre_tokenizer = division
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {_MARKS[1]}", pair=None, special_tokens=[(_MARKS[1], 1)]
     )
@@ -53,7 +56,8 @@ def write_words(folder: Path, captions: Iterable[str], *, width: int) -> None:
         torch.nn.init.normal_(bias.weight, std=_NEAR)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
-    whole.save_pretrained(aside / "tokenizer")
-    encoder.save_pretrained(aside / "text_encoder")
+    with no_bars():
+        whole.save_pretrained(aside / "tokenizer")
+        encoder.save_pretrained(aside / "text_encoder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     os.replace(aside, folder)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from curation.devices import find_device
 from curation.errors import UsageError, VideoError, one_line
 from curation.video import Video
 from training.data.loader import Loader, open_catalogue
@@ -68,8 +69,8 @@ class Reconstructor:
 
     def __init__(self, weights: str, look: Look, *, device: str | None = None) -> None:
         self._look = look
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._vae = VAE.from_pretrained(fetch(weights, part="vae")).to(self._device)
+        self._device = find_device(device)
+        self._vae = VAE.from_pretrained(fetch(weights, "vae")).to(self._device)
         self._perceptual: Perceptual | None = None
         if look.lpips is not None:
             trunk = None if look.lpips == "torchvision" else look.lpips

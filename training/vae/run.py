@@ -12,6 +12,7 @@ import torch
 
 from curation.errors import UsageError
 from curation.model_files import is_path
+from shards.read import Catalogue
 from training import weights
 from training.data.held_out import open_parts
 from training.data.loader import Batch, Loader
@@ -117,16 +118,18 @@ def train_vae(
     return figures
 
 
-def look_ahead(stages: Sequence[TrainingStage[VAETraining]]) -> dict[str, Preflight]:
+def look_ahead(stages: Sequence[TrainingStage[VAETraining]], *, world: int = 1) -> dict[str, Preflight]:
     """What each stage will read, by its name.
 
     Raises:
-        UsageError: a bucket that no sample goes to, or nothing to judge by.
+        UsageError: a bucket that no sample goes to.
     """
-    return {
-        stage.name: preflight(stage.config.data, catalogue=open_parts(stage.config.data, stage.config.data.held_out)[0])
-        for stage in stages
-    }
+    reports = {}
+    for stage in stages:
+        data, shared = stage.config.data, stage.config.training.context_parallel
+        train, _ = open_parts(data, data.held_out)
+        reports[stage.name] = preflight(data, world=max(1, world // shared), catalogue=train)
+    return reports
 
 
 def on_worker(request: dict[str, Any]) -> None:
@@ -138,13 +141,13 @@ def _train(
     config: VAETraining, start: str | None, folder: Path, world: World, say: Callable[[str], None]
 ) -> dict[str, float]:
     torch.manual_seed(config.training.seed)
-    vae = VAE.from_pretrained(fetch(start, part="vae")) if start else VAE(size(str(config.model.size)))
+    vae = VAE.from_pretrained(fetch(start, "vae")) if start else VAE(size(str(config.model.size)))
     if config.training.save_memory:
         checkpoint_blocks(vae)
     train, judge = open_parts(config.data, config.data.held_out)
     ranks: dict[str, int] = {"rank": world.data_rank, "world": world.data_size}
     with Loader(config.data, catalogue=train, **ranks) as batches:
-        held_out = _held_out(config.data, judge, ranks)
+        held_out = _held_out(config.data, judge, ranks, say if world.is_first else lambda text: None)
         task = VAETask(vae, config.loss, config.optimiser, world=world, held_out=held_out)
         trainer = Trainer(task, batches, config.training, folder=folder, world=world, say=say)
         figures = trainer.train()
@@ -153,14 +156,19 @@ def _train(
     return figures
 
 
-def _held_out(data: DataSettings, judge: Any, ranks: dict[str, int]) -> list[Batch]:
+def _held_out(data: DataSettings, judge: Catalogue, ranks: dict[str, int], say: Callable[[str], None]) -> list[Batch]:
     """Batches to judge by: the same at every judgement."""
     if not len(judge):
         return []
     settings = dataclasses.replace(data, crop="center", flip=0.0, zoom=1.0, prefetch=1, workers=min(1, data.workers))
     # A number of batches, not of samples: every rank has as many, for they judge together.
     count = max(1, _JUDGED // (data.buckets[0].batch_size * ranks["world"]))
-    with Loader(settings, catalogue=judge, epochs=1, **ranks) as loader:
+    try:
+        loader = Loader(settings, catalogue=judge, epochs=1, **ranks)
+    except UsageError as error:  # training can do without
+        say(f"data.held_out {data.held_out:g}: nothing is judged, for of what is held out {error}")
+        return []
+    with loader:
         return list(itertools.islice(loader, count))
 
 

@@ -22,6 +22,7 @@ from training.quality import flicker, psnr, ssim
 from training.settings import OptimiserSettings
 from training.task import Loss, Role, Task
 from training.vae.discriminator import Discriminator, fooling_loss, gradient_penalty, hinge_loss
+from training.vae.gaussian import Gaussian
 from training.vae.model import VAE, blocks
 from training.vae.settings import LossSettings
 
@@ -98,7 +99,7 @@ class VAETask(Task):
         share = original.shape[2] / video.shape[2]
         with torch.autocast(self._world.device.type, enabled=False):
             gradient, figures = self._gradient(made, original, share, rng, plays=self._plays(step))
-            kl = posterior.kl().sum() / video.numel()  # in nats per pixel value
+            kl = Gaussian(*map(_exact, posterior)).kl().sum() / video.numel()  # in nats per pixel value
             # The gradient at the reconstruction stands for the losses it came from.
             value = (_exact(made) * gradient).sum() / len(video) + self._settings.kl * kl
         if self._plays(step):
@@ -174,7 +175,7 @@ class VAETask(Task):
         names = ("psnr", "ssim", "flicker", "lpips", "count")
         # Every rank has every sum, whatever it was given to judge: they are added up over the ranks.
         sums = {(kind, name): 0.0 for kind in ("videos", "images") for name in names}
-        rows = []
+        rows: list[Any] = []
         for batch in self._held_out:
             original = self._video(batch)
             made, _ = self._vae(original)
@@ -186,7 +187,7 @@ class VAETask(Task):
             kind = "images" if original.shape[2] == 1 else "videos"
             for name, values in figures.items() if not batch.is_padding else ():
                 sums[kind, name] += float(values.double().sum())
-            if kind == "videos":
+            if kind == "videos" and self._world.is_first and len(rows) < _SHOWN:
                 rows += [beside([to_frames(original[i]), to_frames(made[i])]) for i in range(len(made))]
         totals = dict(zip(sums, self._world.total(*sums.values()), strict=True))
         if rows and self._world.is_first:

@@ -35,6 +35,10 @@ class Timeline:
                 f"the VAE takes {ratio}k+1 frames, not {frames}; the nearest it takes are {below} and {below + ratio}"
             )
 
+    def is_image(self, x: Tensor) -> bool:
+        """Whether ``x`` (B, C, T, H, W) is of a single frame that nothing comes before or after."""
+        return self.first and not self._keep and x.shape[2] == 1
+
     def past(self, conv: nn.Module, x: Tensor, *, frames: int) -> Tensor:
         """The ``frames`` frames before ``x`` (B, C, T, H, W), and note its last ones for the chunk that follows.
 
