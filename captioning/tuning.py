@@ -35,8 +35,8 @@ class Settings:
         learning_rate: at its highest; by default 1e-4 for lora and 1e-5 for full. A tiny model with random weights
             wants 1e-3.
         optimiser: ``adamw``, or ``muon`` for the matrices of a full training from random weights, adamw for the rest
-            (Jordan et al. 2024, "Muon"; the one of PyTorch). On the generated world it learnt directions and shapes
-            several times sooner than adamw. Not for models that were trained with another.
+            (Jordan et al. 2024, "Muon"). On the generated world it learnt directions and shapes several times sooner
+            than adamw. Not for models that were trained with another.
         batch, accumulate: clips that are computed together, and such batches per step.
         epochs: how often each clip is learnt from.
         minutes: train for so long, whatever the epochs. Not exactly repeatable.
@@ -290,7 +290,7 @@ def _optimisers(weights: dict[str, Any], settings: Settings) -> list[tuple[Any, 
 
     rest, found = weights, list[tuple[Any, float]]()
     if settings.optimiser == "muon":
-        from torch.optim import Muon
+        from training.muon import Muon
 
         matrices = {
             name: weight
@@ -298,7 +298,7 @@ def _optimisers(weights: dict[str, Any], settings: Settings) -> list[tuple[Any, 
             if weight.dim() == 2 and not any(part in name for part in _NOT_FOR_MUON)
         }
         rest = {name: weight for name, weight in weights.items() if name not in matrices}
-        found.append((Muon(matrices.values(), lr=0.0, weight_decay=settings.weight_decay), _MUON_RATE))
+        found.append((Muon(list(matrices.values()), lr=0.0, weight_decay=settings.weight_decay), _MUON_RATE))
     found.append((AdamW(rest.values(), lr=0.0, betas=_BETAS, weight_decay=settings.weight_decay), 1.0))
     return found
 

@@ -25,7 +25,8 @@ from curation.errors import CutroomError, UsageError
 from training.checkpoint import Checkpoints, on_first
 from training.distributed import World
 from training.metrics import Metrics, Stopwatch, peak_flops, peak_memory_gb
-from training.optimiser import Average, Muon, factor_at, optimisers
+from training.muon import Muon
+from training.optimiser import Average, factor_at, optimisers
 from training.settings import Training
 from training.task import Batches, Task
 from training.weights import aside

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.optimiser import Muon
+from training.muon import Muon
 
 _AT_ONCE = 2**26  # numbers of weights that are changed together: 256 MiB for each thing remembered of them
 

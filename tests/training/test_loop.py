@@ -20,7 +20,8 @@ from tests.training.toy import ToyBatches, ToyTask
 from training import offload
 from training.distributed import World
 from training.loop import Trainer, TrainingError
-from training.optimiser import Average, Muon, factor_at, optimisers, orthogonal
+from training.muon import Muon, orthogonal
+from training.optimiser import Average, factor_at, optimisers
 from training.settings import OptimiserSettings, Training
 
 
