@@ -121,10 +121,15 @@ def embed_pictures(
 
 
 def embed_texts(model: str, texts: Sequence[str], *, gpu: bool = False, threads: int = 1) -> np.ndarray:
-    """Embeddings of length 1 of texts, float32 B D. Of more than 77 tokens only the beginning counts."""
+    """Embeddings of length 1 of texts, float32 B D. Of more than 77 tokens only the beginning counts.
+
+    On the CPU each is computed by itself: batches gain nothing there, and the same text would no longer give the same
+    bits.
+    """
     import torch
 
     loaded = load(model, gpu, threads)
     tokens = loaded.tokenizer(list(texts)).to(loaded.device)
     with torch.inference_mode():
-        return np.asarray(loaded.model.encode_text(tokens, normalize=True).float().cpu().numpy())
+        parts = [loaded.model.encode_text(some, normalize=True) for some in ([tokens] if gpu else tokens.split(1))]
+        return np.asarray(torch.cat(parts).float().cpu().numpy())

@@ -33,14 +33,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(tmp_path_factory.mktemp("pipeline"))
 
 
-def models(name: str = "5b") -> Models:
-    return Models(tiny(name).eval(), tiny_vae(), Diffusion(), torch.device("cpu"))
+def models(name: str = "5b", dtype: torch.dtype = torch.float32) -> Models:
+    return Models(tiny(name).eval().to(dtype), tiny_vae().to(dtype), Diffusion(), torch.device("cpu"))
 
 
-def made(windows: list[Window], text: Tensor, *, name: str = "5b", **changes: Any) -> Tensor:
+def made(
+    windows: list[Window], text: Tensor, *, name: str = "5b", dtype: torch.dtype = torch.float32, **changes: Any
+) -> Tensor:
     seeds = list(range(len(text)))
     return make(
-        models(name), text, **({"windows": windows, "shape": SHAPE, "seeds": seeds, "settings": FAST} | changes)
+        models(name, dtype), text, **({"windows": windows, "shape": SHAPE, "seeds": seeds, "settings": FAST} | changes)
     )
 
 
@@ -132,13 +134,15 @@ def test_a_continued_video_keeps_its_frames_and_depends_on_its_overlap(name: str
 def test_a_batch_of_two_equals_two_alone_and_seeds_repeat() -> None:
     text, given = noise(2, 5, 12), video(2, 3, 9, 64, 64)
     windows = plan(25, frames=13, overlap=5, have=9, loop=True)
-    both = made(windows, text, head=given, seeds=[4, 9])
+    # In float64: in float32 kernels round a batch of two and of one differently, and sampling makes that larger.
+    exact = torch.float64
+    both = made(windows, text, head=given, seeds=[4, 9], dtype=exact)
     assert both.shape == (2, 3, 25, 64, 64)
     for index, seed in enumerate([4, 9]):
-        alone = made(windows, text[index : index + 1], head=given[index : index + 1], seeds=[seed])
+        alone = made(windows, text[index : index + 1], head=given[index : index + 1], seeds=[seed], dtype=exact)
         assert apart(both[index : index + 1], alone) < 1e-4
-    assert torch.equal(made(windows, text, head=given, seeds=[4, 9]), both)
-    assert apart(made(windows, text, head=given, seeds=[4, 8])[1], both[1]) > 1e-2
+    assert torch.equal(made(windows, text, head=given, seeds=[4, 9], dtype=exact), both)
+    assert apart(made(windows, text, head=given, seeds=[4, 8], dtype=exact)[1], both[1]) > 1e-2
 
 
 def test_given_latents_stay_clean_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
