@@ -63,9 +63,9 @@ class Catalogue:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Changes when a plan that is made of this catalogue would: other samples, another order, other lengths."""
+        """Changes with the samples, their order, the shards they are in, and their lengths and sizes."""
         digest = hashlib.blake2b(digest_size=12)
-        for name in ("key", "num_frames", "fps", "width", "height", "video_bytes"):
+        for name in ("key", "shard", "num_frames", "fps", "width", "height", "video_bytes"):
             digest.update(_column_bytes(self.table[name]))
         return digest.hexdigest()
 

@@ -74,7 +74,7 @@ def train_vae(
     stages = load(file, changes=changes or ())
     if preflight or is_first():  # mistakes are said before anything is started
         reports = look_ahead(stages, world=max(num_processes, started()))
-        if preflight or not json:
+        if preflight or not (json or _will_be_said(num_processes, engine)):
             _say_preflight(reports, json=json)
     if preflight:
         return
@@ -107,7 +107,7 @@ def train_transformer(
     stages = load(file, changes=changes or ())
     if preflight or is_first():  # mistakes are said before anything is started
         reports = look_ahead(stages, world=max(num_processes, started()))
-        if preflight or not json:
+        if preflight or not (json or _will_be_said(num_processes, engine)):
             _say_transformer_preflight(reports, json=json)
     if preflight:
         return
@@ -223,6 +223,11 @@ def _look(frames: int, height: int, width: int, chunk: int, tiled: bool, lpips: 
         raise UsageError(f"--chunk {chunk}: a multiple of 4 is meant, such as 8, or 0 for all frames at once")
     chunks = Chunks(frames=chunk, latents=chunk // 4) if chunk else None
     return Look(frames=frames, height=height, width=width, chunks=chunks, tiles=Tiles() if tiled else None, lpips=lpips)
+
+
+def _will_be_said(num_processes: int, engine: Launcher) -> bool:
+    """Whether the first of the processes that are started will say what is read."""
+    return num_processes > 1 and engine is Launcher.processes
 
 
 def _run(

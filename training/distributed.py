@@ -102,6 +102,15 @@ def num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def check_division(size: int, context_parallel: int) -> None:
+    """Raises UsageError where so many processes cannot be divided into groups that share samples."""
+    if size % context_parallel:
+        raise UsageError(
+            f"training.context_parallel {context_parallel} does not divide {size} processes: "
+            f"start a multiple of it with --num-processes"
+        )
+
+
 def find_world(*, context_parallel: int = 1) -> World:
     """This process among those that it joined, in groups of ``context_parallel`` that share samples.
 
@@ -109,11 +118,7 @@ def find_world(*, context_parallel: int = 1) -> World:
         UsageError: the processes cannot be divided so.
     """
     size = num_processes()
-    if size % context_parallel:
-        raise UsageError(
-            f"training.context_parallel {context_parallel} does not divide {size} processes: "
-            f"start a multiple of it with --num-processes"
-        )
+    check_division(size, context_parallel)
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
+    get_optimizer_state_dict,
     get_state_dict,
     set_state_dict,
 )
@@ -75,6 +76,8 @@ class Trainer:
             if training.compile:
                 role.module.compile()
             self._optimisers[name] = optimisers(role.module, role.optimiser, offload=offload and not spread)
+            if name not in task.active(0):
+                _prepare(role.module, self._optimisers[name])
         self._averages = {
             name: Average(role.module, training.ema)
             for name, role in task.roles.items()
@@ -297,3 +300,15 @@ class Trainer:
             return None
         self._folder.mkdir(parents=True, exist_ok=True)
         return Metrics(self._folder, step=self.state.step, say=self._say, wandb=self._training.wandb)
+
+
+def _prepare(module: nn.Module, optimisers: list[torch.optim.Optimizer]) -> None:
+    """Give the optimisers of a role that begins to learn later the state that they begin with.
+
+    A checkpoint before that would give them the state after a step of no length, and so change what the role learns.
+    """
+    get_optimizer_state_dict(module, optimisers)
+    for optimiser in optimisers:
+        for state in optimiser.state.values():
+            if "step" in state:
+                state["step"].zero_()

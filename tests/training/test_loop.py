@@ -8,21 +8,23 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from curation.errors import UsageError
-from tests.training.toy import ToyBatches, ToyTask
+from tests.training.toy import ToyBatch, ToyBatches, ToyTask
 from training import offload
 from training.distributed import World
 from training.loop import Trainer, TrainingError
 from training.muon import Muon, orthogonal
 from training.optimiser import Average, factor_at, optimisers
 from training.settings import OptimiserSettings, Training
+from training.task import Loss, Role
 
 
 def _train(
@@ -129,6 +131,33 @@ def test_another_model_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     task.config = {"widths": (16, 1)}
     with pytest.raises(UsageError, match="another model"):
         _train(tmp_path, task=task)
+
+
+class _LateTask(ToyTask):
+    """With a second role that learns from step 6 on."""
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0)
+        self.late = nn.Linear(6, 1)
+        self.roles["late"] = Role(self.late, self.roles["model"].optimiser, averaged=False)
+
+    def active(self, step: int) -> Sequence[str]:
+        return ("model", "late") if step >= 6 else ("model",)
+
+    def loss(self, role: str, batch: ToyBatch, *, index: int, step: int, rng: torch.Generator) -> Loss:
+        if role == "model":
+            return super().loss(role, batch, index=index, step=step, rng=rng)
+        value = (self.late(batch.x)[:, 0] - batch.x.sum(dim=1)).square().mean()
+        return Loss(value, {"late": value})
+
+
+def test_checkpoints_before_a_role_begins_do_not_change_what_it_learns(tmp_path: Path) -> None:
+    seldom, often = _LateTask(), _LateTask()
+    _train(tmp_path / "seldom", task=seldom, checkpoint_every=100)
+    before = seldom.late.weight.detach().clone()
+    _train(tmp_path / "often", task=often, checkpoint_every=1)
+    assert torch.equal(before, often.late.weight)
+    assert not torch.equal(before, _LateTask().late.weight)
 
 
 def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from training.data.loader import Loader
 from training.data.settings import Bucket, DataSettings
 from training.recipes import find_recipe
 from training.vae.config import size
+from training.vae.evaluate import Look, Reconstructor
 from training.vae.model import VAE
 from training.vae.run import load, look_ahead, train_vae
 
@@ -175,6 +177,28 @@ def test_a_wrong_request_is_said_before_work_starts(change: str, message: str, c
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("later", "message"),
+    [
+        ({"model": {"size": "tiny", "start": None}}, "no VAE size 'tiny'"),
+        ({"model": {"start": "nowhere"}}, "nowhere"),
+        ({"model": {"start": None}}, "either `size`"),
+        ({"training": {"steps": 1, "context_parallel": 2}, "data": {"images": 0.0}}, "2 does not divide 1 processes"),
+    ],
+)
+def test_what_a_later_stage_cannot_do_is_said_before_the_first(
+    later: dict[str, Any], message: str, config: Path, tmp_path: Path
+) -> None:
+    document = yaml.safe_load(config.read_text())
+    document["stages"] = [{"name": "short", "training": {"steps": 1}}, {"name": "long", **later}]
+    config.write_text(yaml.safe_dump(document))
+    with pytest.raises(UsageError, match=message):
+        train_vae(config, tmp_path / "out", say=_quiet)
+    assert not (tmp_path / "out").exists()
+    result = CliRunner().invoke(app, ["train", "vae", str(config), "--output", str(tmp_path / "out")])
+    assert isinstance(result.exception, UsageError)
+
+
 def test_what_is_wrong_with_shards_is_counted_once_and_not_against_the_few_to_judge_by(tmp_path: Path) -> None:
     faulty = [(f"torn-{i}", {"txt": b"no video"}) for i in range(12)]
     write_tar(tmp_path / "0.tar", [*(sample(i, video_id=f"v{i}") for i in range(40)), *faulty])
@@ -248,6 +272,35 @@ def test_the_commands_say_what_they_did(config: Path, shards: Path, tmp_path: Pa
     assert sorted(path.suffix for path in made.iterdir()) == [".jpg", ".jpg", ".mp4", ".mp4"]
 
 
+@pytest.mark.parametrize("limit", [None, 2])
+def test_each_sample_of_shards_is_judged_once_or_named(limit: int | None, config: Path, tmp_path: Path) -> None:
+    samples = [sample(i, 3 if i == 5 else 20, video_id=f"v{i}") for i in range(6)]
+    samples[1][1]["mp4"] = b"torn"
+    write_tar(tmp_path / "shards" / "0.tar", samples)
+    look = Look(frames=5, height=16, width=16)
+    found = list(Reconstructor(str(tmp_path / "start"), look, device="cpu").each(str(tmp_path / "shards"), limit=limit))
+    made = [one.name for one in found if not isinstance(one, str)]
+    assert made == [f"clip-000{i}" for i in (0, 2, 3, 4)][:limit]
+    failed = [one for one in found if isinstance(one, str)]
+    assert any("clip-0001" in line for line in failed)
+    assert failed[-1] == "too_short: clip-0005"
+    assert len(failed) == 2
+
+
+def test_shards_of_torn_videos_alone_are_named(config: Path, tmp_path: Path) -> None:
+    samples = [sample(i) for i in range(25)]
+    for _, parts in samples:
+        parts["mp4"] = b"torn"
+    write_tar(tmp_path / "shards" / "0.tar", samples)
+    options = ["--weights", str(tmp_path / "start"), "--frames", "5", "--height", "16", "--width", "16", "--json"]
+    done = CliRunner().invoke(app, ["vae", "eval", str(tmp_path / "shards"), *options])
+    assert done.exit_code == 1
+    said = json.loads(done.stdout)
+    assert said["samples"] == 0
+    assert "clip-0000" in said["failed"][0]
+    assert said["failed"][-1].endswith(" more")
+
+
 @pytest.mark.slow
 def test_two_processes_are_started_and_learn_together(config: Path, tmp_path: Path) -> None:
     arguments = ["train", "vae", str(config), "--output", str(tmp_path / "out"), "--set", "training.steps=2"]
@@ -256,6 +309,7 @@ def test_two_processes_are_started_and_learn_together(config: Path, tmp_path: Pa
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=250)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Weights:") == 1
+    assert done.stdout.count("steps in an epoch") == 1
     assert _weights(tmp_path / "out")
 
 

@@ -63,8 +63,11 @@ class Faults:
 
     def summary(self) -> dict[str, Any]:
         """For logs: counts by reason, and the first names of each with what is wrong."""
-        named = {reason: [f"{fault.name}: {fault.why}" for fault in first] for reason, first in self.first.items()}
-        return {"bad": dict(self.reasons), "named": named}
+        return {"bad": dict(self.reasons), "named": {reason: self.named(reason) for reason in self.first}}
+
+    def named(self, reason: str) -> list[str]:
+        """The first that are bad for this reason, with what is wrong."""
+        return [f"{fault.name}: {fault.why}" for fault in self.first[reason]]
 
     def __str__(self) -> str:
         parts = []

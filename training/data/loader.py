@@ -120,6 +120,7 @@ class Loader:
         self._position = (0, 0)  # epoch and global batch that rank 0 reads next
         if not len(self.plan(0)):
             raise UsageError(f"no sample fits a bucket: {self.plan(0).assignment.dropped()}")
+        self._assigned = hashlib.blake2b(self.plan(0).assignment.bucket.tobytes(), digest_size=12).hexdigest()
         workers = settings.workers if workers is None else workers
         self._share = max(1, workers)  # parts of a batch that are done at a time
         self._pool = Pool(workers=workers, stall_s=settings.stall_s)
@@ -280,7 +281,8 @@ class Loader:
         self._position = int(state["epoch"]), int(state["batch"])
 
     def _decides(self) -> str:
-        text = json.dumps([self._catalogue.fingerprint, self.settings.decides], sort_keys=True)
+        # What goes where hangs on captions and rows too, where rules read them.
+        text = json.dumps([self._catalogue.fingerprint, self._assigned, self.settings.decides], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
     def pids(self) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from training.data.held_out import open_parts
 from training.data.preflight import Preflight, preflight
+from training.distributed import check_division
 from training.settings import TrainingStage
 from training.transformer import packing
 from training.transformer.contents import captions, check_tags, tagged
@@ -65,6 +66,8 @@ def look_ahead(
             scores to say that no clip has.
     """
     first = stages[0].config
+    for stage in stages:
+        check_division(world, stage.config.training.context_parallel)
     return {stage.name: _report(stage.config, first, world) for stage in stages}
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from curation.devices import find_device
 from curation.errors import UsageError, VideoError, one_line
 from curation.video import Video
+from training.data.faults import BadDataError
 from training.data.loader import Loader, open_catalogue
 from training.data.settings import Bucket, DataSettings
 from training.perceptual import Perceptual, PerceptualSettings
@@ -23,6 +26,7 @@ from training.quality import flicker, psnr, ssim
 from training.vae.config import Chunks, Tiles
 from training.vae.model import VAE
 
+_NAMED = 20  # samples that are left out, for each reason
 _VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 
 
@@ -82,7 +86,7 @@ class Reconstructor:
 
         Args:
             source: a video file, or whatever ``shards.read.find_shards`` takes.
-            limit: only the first so many.
+            limit: only the first so many that can be read.
         """
         is_file = Path(source).suffix.lower() in _VIDEOS
         videos = _from_file(source, self._look) if is_file else _from_shards(source, self._look, limit)
@@ -152,15 +156,30 @@ def _from_shards(source: str, look: Look, limit: int | None) -> Iterator[tuple[s
     settings = DataSettings(
         shards=source, buckets=[bucket], held_out=0.0, crop="center", shuffle=False, min_pixels=1e-6, max_bad=1.0
     )
-    with Loader(settings, catalogue=open_catalogue(settings), epochs=1) as loader:
-        count = 0
+    catalogue = open_catalogue(settings)
+    with Loader(settings, catalogue=catalogue, epochs=1) as loader:
+        yield from itertools.islice(_samples(loader), limit)
+        assignment, keys = loader.plan(0).assignment, catalogue.table["key"]
+        failed = [(reason, count, loader.faults.named(reason)) for reason, count in loader.faults.reasons.items()]
+        for reason, count in assignment.dropped().items():
+            of_it = np.flatnonzero(assignment.why == assignment.reasons.index(reason))
+            failed.append((reason, count, [keys[int(one)].as_py() for one in of_it[:_NAMED]]))
+    for reason, count, named in failed:
+        for name in named:
+            yield f"{reason}: {name}", None, 0.0
+        if count > len(named):
+            yield f"{reason}: {count - len(named)} more", None, 0.0
+
+
+def _samples(loader: Loader) -> Iterator[tuple[str, Any, float]]:
+    """Each sample that can be read, once: others stand in for those that cannot, and come in their own place too."""
+    try:
         for batch in loader:
-            for key, video, times_s in zip(batch.keys, batch.video, batch.times_s, strict=True):
-                if batch.is_padding or count == limit:
-                    return
+            count = 0 if batch.is_padding else len(batch) - batch.repeats
+            for key, video, times_s in itertools.islice(
+                zip(batch.keys, batch.video, batch.times_s, strict=True), count
+            ):
                 step_s = float(times_s[-1] - times_s[0]) / max(1, len(times_s) - 1)
                 yield key, video, 1 / step_s if step_s > 0 else 25.0
-                count += 1
-        for reason, named in loader.faults.summary()["named"].items():
-            for name in named:
-                yield f"{reason}: {name}", None, 0.0
+    except BadDataError:  # there is none left that could stand in
+        return

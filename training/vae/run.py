@@ -18,9 +18,10 @@ from training.data.held_out import open_parts
 from training.data.loader import Batch, Loader
 from training.data.preflight import Preflight, preflight
 from training.data.settings import DataSettings
-from training.distributed import World, find_world, joined
+from training.distributed import World, check_division, find_world, joined, num_processes
 from training.loop import WEIGHTS, Trainer
 from training.metrics import check_wandb
+from training.perceptual import Perceptual
 from training.pretrained import fetch
 from training.settings import STRICT, OptimiserSettings, Training, TrainingStage, load_stages
 from training.vae.config import VAEConfig, size
@@ -72,15 +73,15 @@ def load(file: Path, *, changes: Sequence[str] = ()) -> list[TrainingStage[VAETr
     stages = load_stages(file, VAETraining, changes=changes)
     for stage in stages:
         stage.config.check()
-    first = stages[0].config.model
-    if (first.size is None) == (first.start is None):
-        raise UsageError(
-            f"{file}: model: either `size` (debug, small, full) or `start` (a folder with weights) is meant"
-        )
-    if first.size is not None:
-        size(first.size)
-    if first.start is not None and is_path(first.start):
-        weights.read_config(weights.find(first.start, part="vae"), VAEConfig.from_mapping, part="vae")
+    for model in dict.fromkeys(stage.config.model for stage in stages):
+        if (model.size is None) == (model.start is None):
+            raise UsageError(
+                f"{file}: model: either `size` (debug, small, full) or `start` (a folder with weights) is meant"
+            )
+        if model.size is not None:
+            size(model.size)
+        if model.start is not None and is_path(model.start):
+            weights.read_config(weights.find(model.start, part="vae"), VAEConfig.from_mapping, part="vae")
     return stages
 
 
@@ -102,6 +103,8 @@ def train_vae(
         UsageError: the request is wrong; said before work starts.
     """
     stages = load(file, changes=changes)
+    for stage in stages:
+        check_division(num_processes(), stage.config.training.context_parallel)
     figures: dict[str, float] = {}
     before: TrainingStage[VAETraining] | None = None
     with joined():
@@ -122,11 +125,14 @@ def look_ahead(stages: Sequence[TrainingStage[VAETraining]], *, world: int = 1) 
     """What each stage will read, by its name.
 
     Raises:
-        UsageError: a bucket that no sample goes to.
+        UsageError: a bucket that no sample goes to, or a stage that so many processes cannot train.
     """
     reports = {}
+    for like in dict.fromkeys(stage.config.loss.perceptual for stage in stages if stage.config.loss.perceptual.weight):
+        Perceptual(like)  # a trunk that is missing would show itself only after the stages before
     for stage in stages:
         data, shared = stage.config.data, stage.config.training.context_parallel
+        check_division(world, shared)
         train, _ = open_parts(data, data.held_out)
         reports[stage.name] = preflight(data, world=max(1, world // shared), catalogue=train)
     return reports

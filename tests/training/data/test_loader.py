@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections import Counter
@@ -9,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from curation.errors import UsageError
 from shards.read import read_catalogue
 from tests.training.data.made import CLIP, FPS, numbers, read_tar, settings, take
-from training.data.loader import Batch, Loader
+from training.data.loader import Batch, Loader, open_catalogue
 from training.data.settings import Bucket, DataSettings
 
 
@@ -173,6 +175,21 @@ def test_a_state_of_other_data_or_settings_is_refused(curated: Path, tmp_path: P
         Loader(settings(tmp_path / "moved"), workers=0) as loader,
         pytest.raises(UsageError, match="other shards"),
     ):
+        loader.load_state_dict(state)
+
+
+@pytest.mark.parametrize("change", ["shard", "caption_bytes"])
+def test_a_state_is_refused_where_samples_moved_or_lost_their_captions(curated: Path, change: str) -> None:
+    options = settings(curated, captions="required")
+    catalogue = open_catalogue(options)
+    with Loader(options, workers=0, catalogue=catalogue) as loader:
+        state = loader.state_dict()
+    values = catalogue.table[change].to_pylist()
+    values[0] = 1 - values[0] if change == "shard" else 0
+    column = pa.array(values, catalogue.table.schema.field(change).type)
+    place = catalogue.table.column_names.index(change)
+    other = dataclasses.replace(catalogue, table=catalogue.table.set_column(place, change, column))
+    with Loader(options, workers=0, catalogue=other) as loader, pytest.raises(UsageError, match="other shards"):
         loader.load_state_dict(state)
 
 
