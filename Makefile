@@ -1,7 +1,8 @@
 # Two commands do everything: `make demo` and `make test`. Every target makes .venv first where needed.
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# In their order: otherwise files with few tests come last, and one of those takes longest.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 READY := .venv/ready
 
 .PHONY: setup demo test test-all lint bench clean

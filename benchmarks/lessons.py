@@ -3,6 +3,7 @@
 Everything goes the way of the demo, for longer and on more films: films are encoded, version 1 (a teacher that sees
 pixels only) captions them, a tiny model with random weights is distilled from those captions for some minutes on the
 CPU, and version 2 captions films that neither has seen. What both say is compared with the truth, which neither knew.
+Then version 2 is shown clips of combinations of colour and shape that no lesson had, and clips backwards.
 ``--shuffled`` is the control: the same captions, each of another clip.
 """
 
@@ -13,9 +14,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.distill import accuracy, commonest, shuffle_captions
-from captioning.world import Scene, write_films
-from curation.lessons import Pair, School
+from benchmarks.distill import accuracy, commonest, judge, shuffle_captions
+from captioning.world import Scene, make_world, read_truth, write_films
+from curation.lessons import SIDE, Pair, School
 from curation.progress import Progress
 from curation.table import Store
 
@@ -48,6 +49,9 @@ def main() -> None:
     )  # those that are there
     judged = with_truth(school.compare(), films)
     scenes = [scene for _, scene in judged]
+    seen, new = (arguments.output / name for name in ("seen", "new"))
+    for folder, number, is_new in ((seen, 3, False), (new, 4, True)):
+        make_world(folder, 240, seed=10 * arguments.seed + number, side=SIDE, new=is_new, grain=False)  # as films are
     figures = {
         "steps": done.steps,
         "seconds": done.seconds,
@@ -56,6 +60,7 @@ def main() -> None:
         "always the same answer": commonest(scenes),
         "v1": accuracy([pair.first for pair, _ in judged], scenes),
         "v2": accuracy([pair.second for pair, _ in judged], scenes),
+        "v2 on drawn clips": judge(school.model, seen, new, sorted(read_truth(seen))),
     }
     print(json.dumps(figures, indent=1))
 

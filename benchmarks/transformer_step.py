@@ -120,7 +120,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         }
         if pair >= 0:  # two pairs to warm up
             ratios.append(seconds[both[0].name] / seconds[both[1].name])
-            rounded = {f"{one.name}_s": round(seconds[one.name], 5) for one in both}
+            unit = "cpu_s" if args.device == "cpu" else "s"
+            rounded = {f"{one.name}_{unit}": round(seconds[one.name], 5) for one in both}
             print(json.dumps({"pair": pair, **rounded, "ratio": round(ratios[-1], 4)}))
     low, *_, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 2
     quartiles = {"ratio": round(statistics.median(ratios), 4), "quartiles": [round(low, 4), round(high, 4)]}

@@ -108,8 +108,9 @@ class Caption(Captioner):
     Args:
         version: v1: a language model writes it from ``frame_captions`` and ``short_caption``. v2: a video-language
             model sees the clip; meant for one that ``cutroom caption distill`` has taught what v1 writes, which is then
-            asked as it was taught (prompt, frames, max_tokens, video or images). direct: the same by a model as it
-            comes, a single step as in Open-Sora.
+            asked as it was taught (prompt, frames, max_tokens; video or images, but behind an endpoint ``see`` says).
+            An endpoint names a model so if it serves the folder by its path, and that is here too. direct: the same by
+            a model as it comes, a single step as in Open-Sora.
         camera: v1 only: hand the camera's motion, as the stage ``motion`` has measured it, to the language model.
         max_frames, long_side_px: v2 and direct: how many frames, spread over the clip, and to what size larger ones are
             scaled down. By default 8 of 448 px for v2, as ``distill`` teaches it; 16 as they are for direct.
@@ -153,7 +154,12 @@ class Caption(Captioner):
 
     @property
     def asks_for_video(self) -> bool:
-        return self.version != "v1" and self.see == "video" and not self._as_taught
+        return self.version != "v1" and self.see == "video" and not self._finds_out
+
+    @property
+    def _finds_out(self) -> bool:
+        """Whether the model is opened here, and asked by video or images as it takes them."""
+        return self._as_taught and not self.endpoint
 
     def check(self) -> None:
         if self.camera and self.version != "v1":
@@ -201,11 +207,11 @@ class Caption(Captioner):
     @property
     def _as_taught(self) -> bool:
         """Whether the model is asked what it was asked when it was taught."""
-        return self.version == "v2" and not self._own_prompt and not self.endpoint and is_distilled(Path(self.model))
+        return self.version == "v2" and not self._own_prompt and is_distilled(Path(self.model))
 
     def requests(self, clip: dict[str, Any]) -> list[Request]:
         if self.version != "v1":
-            video = self.asks_for_video or self._as_taught  # the latter as far as the model takes videos at all
+            video = self.asks_for_video or self._finds_out
             return about_all(self.question, readable(clip["frames"]), video=video)
         frames = [frame for frame in clip["frame_captions"] or () if frame["text"]]
         if not frames and not clip["short_caption"]:

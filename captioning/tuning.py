@@ -89,6 +89,8 @@ class Settings:
         for name in ("learning_rate", "minutes", "patience"):
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise UsageError(f"{name} {value:g}: a number above 0 is meant")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"dropout {self.dropout:g}: a share from 0 to below 1 is meant")
         if not 0 < self.held_out < 1:
             raise UsageError(f"held_out {self.held_out:g}: a share between 0 and 1 is meant")
 

@@ -175,7 +175,13 @@ def _letter(frame: np.ndarray) -> None:
 
 
 def make_world(
-    folder: str | os.PathLike[str], count: int, *, seed: int = 0, side: int = 48, new: bool | None = False
+    folder: str | os.PathLike[str],
+    count: int,
+    *,
+    seed: int = 0,
+    side: int = 48,
+    new: bool | None = False,
+    grain: bool = True,
 ) -> Store:
     """Write the tables of a run over generated clips, with true captions. Four clips make a video.
 
@@ -184,6 +190,7 @@ def make_world(
         count: of clips.
         side: of the contact sheet's pictures, px.
         new: see ``scenes``.
+        grain: see ``draw``.
     """
     store = Store(folder)
     store.create()
@@ -192,7 +199,7 @@ def make_world(
         batch = list(itertools.islice(drawn, _CLIPS_PER_PART))
         if not batch:
             break
-        store.commit(_part(f"world-{number:05d}", batch, seed, side), sheets=True)
+        store.commit(_part(f"world-{number:05d}", batch, seed, side, grain), sheets=True)
     truth = {clip_id(seed, i): dataclasses.asdict(scene) for i, scene in enumerate(scenes(count, seed=seed, new=new))}
     (store.root / "truth.json").write_text(json.dumps(truth))
     return store
@@ -268,7 +275,7 @@ def _video_id(seed: int, number: int) -> str:
     return hashlib.blake2b(f"{seed}:{number // _CLIPS_PER_VIDEO}".encode(), digest_size=8).hexdigest()
 
 
-def _part(part_id: str, batch: list[tuple[int, Scene]], seed: int, side: int) -> Part:
+def _part(part_id: str, batch: list[tuple[int, Scene]], seed: int, side: int, grain: bool) -> Part:
     clips, frames, videos = [], [], {}
     for number, scene in batch:
         video_id, start_s = _video_id(seed, number), number % _CLIPS_PER_VIDEO * _SECONDS
@@ -292,7 +299,7 @@ def _part(part_id: str, batch: list[tuple[int, Scene]], seed: int, side: int) ->
         )
         length_s = _SECONDS * _CLIPS_PER_VIDEO
         videos[video_id] = {**video, **size, "status": "done", "duration_s": length_s, "num_clips": _CLIPS_PER_VIDEO}
-        for k, picture in enumerate(draw(scene, seed=seed * 1_000_003 + number, side=side)):
+        for k, picture in enumerate(draw(scene, seed=seed * 1_000_003 + number, side=side, grain=grain)):
             t_s = start_s + (k + 0.5) * _SECONDS / _FRAMES
             frames.append({"clip_id": own, "t_s": t_s, "jpeg": to_jpeg(picture)})
     return Part(

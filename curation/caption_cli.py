@@ -53,6 +53,9 @@ def distill(
     held_out: Annotated[float | None, typer.Option(help="Share of the videos to judge by.")] = None,
     evaluate_every: Annotated[int | None, typer.Option(min=1, help="Steps from one judgement to the next.")] = None,
     patience: Annotated[int | None, typer.Option(min=1, help="Stop after so many judgements without progress.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Of lora.")] = None,
+    alpha: Annotated[int | None, typer.Option(min=1, help="Of lora: how much its additions count, in ranks.")] = None,
+    dropout: Annotated[float | None, typer.Option(min=0, max=1, help="Of lora.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the order of clips and of lora's beginning.")] = None,
     save_memory: Annotated[
         bool,
@@ -85,6 +88,9 @@ def distill(
         "held_out": held_out,
         "evaluate_every": evaluate_every,
         "patience": patience,
+        "rank": rank,
+        "alpha": alpha,
+        "dropout": dropout,
         "save_memory": save_memory,
         "seed": seed,
     }
@@ -142,6 +148,7 @@ def evaluate(
         _say(done)
         if unknown:
             print(f"match_score is unknown: {unknown}")
+    raise typer.Exit(1 if len(done.errors) == done.num_clips else 0)
 
 
 def _say(done: Evaluation) -> None:

@@ -29,7 +29,7 @@ from curation.table import Store
 MINUTES = 1.5
 QUESTION = Question(prompt=PROMPT, frames=8, max_tokens=24)
 _FILMS, _EXAMS = 30, 2
-_SIDE = 64  # px; a VAE makes 8 x 8 of it
+SIDE = 64  # px; a VAE makes 8 x 8 of it
 _PIPELINES = """\
 v1:
   about: Frames, motion, and a summary of both, each by a function of the teacher for the generated world.
@@ -89,8 +89,8 @@ class School:
 
     def film(self) -> None:
         """Encode the films to learn from and those for the exam, and write the pipelines."""
-        write_films(self.folder / "lessons", self.films, seed=10 * self.seed + 1, side=_SIDE, grain=False)
-        write_films(self.folder / "exam", self.exams, seed=10 * self.seed + 2, side=_SIDE, grain=False)
+        write_films(self.folder / "lessons", self.films, seed=10 * self.seed + 1, side=SIDE, grain=False)
+        write_films(self.folder / "exam", self.exams, seed=10 * self.seed + 2, side=SIDE, grain=False)
         model = json.dumps(str(self.model.absolute()))  # as YAML, wherever the pipelines are read from
         self.pipelines.write_text(_PIPELINES + _SECOND.replace("MODEL", model))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -62,6 +63,15 @@ class World:
         summed = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(summed, group=None if everywhere else self.mesh.get_group("data"))
         return [float(value) for value in summed.tolist()]
+
+    def share(self, names: str) -> bool:
+        """Whether the ranks that share samples with this one were all told the same."""
+        if self.context is None:
+            return True
+        number = int.from_bytes(hashlib.blake2b(names.encode(), digest_size=7).digest(), "big")
+        bounds = torch.tensor([number, -number], device=self.device)
+        dist.all_reduce(bounds, dist.ReduceOp.MAX, group=self.context)
+        return bounds.tolist() == [number, -number]
 
     def of_first(self, value: Any) -> Any:
         """What the first rank has."""

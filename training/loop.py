@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,9 @@ class Trainer:
         task, step, watch = self._task, self.state.step, Stopwatch()
         taken = [next(batches) for _ in range(self._training.accumulate)]
         waited = watch.lap()
-        (total,) = self._world.total(sum(task.count(batch) for batch in taken))
+        self._check_shared(taken)
+        counts = (sum(count(batch) for batch in taken) for count in (task.count, task.frames))
+        total, frames = self._world.total(*counts)
         sums: dict[str, Tensor] = {}
         figures: dict[str, float | None] = {}
         for name in task.active(step):
@@ -162,6 +164,7 @@ class Trainer:
             **figures,
             "learning_rate": first.optimiser.learning_rate * factor_at(first.optimiser, step, share),
             "samples_per_s": total / seconds,
+            "frames_per_s": frames / seconds if frames else None,
             "step_s": seconds,
             "data_wait": waited / seconds,
             "peak_memory_gb": peak_memory_gb(self._world.device),
@@ -188,6 +191,15 @@ class Trainer:
                 optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         return length
+
+    def _check_shared(self, batches: Sequence[Any]) -> None:
+        """A sample that one rank alone could not read would let those that share it wait for each other for ever."""
+        names = json.dumps([list(batch.keys) for batch in batches])
+        if not self._world.share(names):
+            raise TrainingError(
+                f"ranks that share samples have read others in step {self.state.step}, rank {self._world.rank} "
+                f"{names}: see what was bad on one of them; the same command goes on from the newest checkpoint"
+            )
 
     def _check_skipped(self, figures: dict[str, float | None]) -> None:
         finite = all(value is None or math.isfinite(value) for value in figures.values())

@@ -6,9 +6,10 @@ import dataclasses
 import urllib.error
 import warnings
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from curation.errors import UsageError
@@ -36,7 +37,7 @@ class PerceptualSettings:
     weight: float = 0.0
     network: Literal["vgg", "alex", "squeeze"] = "vgg"
     trunk: str | None = None
-    frames: int | None = None
+    frames: Annotated[int, Ge(1)] | None = None
 
 
 class Perceptual(nn.Module):

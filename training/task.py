@@ -76,6 +76,10 @@ class Task(abc.ABC):
     def count(self, batch: Any) -> int:
         """What the losses of batches are weighed by: samples, frames or tokens."""
 
+    def frames(self, batch: Any) -> int:
+        """Frames of its videos; 0 where it has none."""
+        return 0
+
     @abc.abstractmethod
     def shape(self, batch: Any) -> Hashable:
         """What decides how much there is to compute for a batch."""

@@ -277,6 +277,12 @@ def test_version_2_asks_what_the_model_was_taught(finished: Path, world: Path) -
         Caption(version="v2", model=str(finished), prompt="video-1", **wrong).check()  # type: ignore[arg-type]
     other = Caption(version="v2", model=str(finished), prompt="video-1")
     assert other.question.prompt != PROMPT
+    for see in ("video", "images"):  # where it is served by its path
+        served = Caption(version="v2", model=str(finished), endpoint="http://127.0.0.1:9/v1", see=see)
+        assert served.question == stage.question
+        assert served.filled.mark == stage.filled.mark
+        (request,) = served.requests(clips.slice(0, 1).to_pylist()[0])
+        assert (request.prompt, request.video) == (PROMPT, see == "video")
     assert other.mark({}) != stage.mark({})
 
 
@@ -412,6 +418,7 @@ def test_mistakes_are_named_before_work_starts(world: Path, base: str, finished:
     expect("method 'half'", method="half")
     expect("epochs 0", epochs=0)
     expect("held_out 1", held_out=1)
+    expect("dropout 1", dropout=1)
     store = make_world(tmp_path / "silent", 8)
     (part_id, clips), *_ = store.parts("clips")
     rows = [{**row, "caption": None} for row in clips.to_pylist()]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from captioning.examples import read_examples
@@ -34,7 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_options_reach_the_training_and_the_record_is_printed(place: Path) -> None:
     words = ["--method", "full", "--prompt", PROMPT, "--frames", 4, "--long-side-px", 40, "--max-tokens", 9]
     more = ["--learning-rate", 0.002, "--optimiser", "muon", "--batch", 2, "--accumulate", 3, "--epochs", 1]
-    more += ["--held-out", 0.3, "--seed", 5, "--save-memory"]
+    more += ["--held-out", 0.3, "--seed", 5, "--save-memory", "--rank", 3, "--alpha", 7, "--dropout", 0.25]
     done = cutroom("distill", "out", "--base", "base", "--output", "model", *words, *more, "--json", cwd=place)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
@@ -43,6 +44,7 @@ def test_options_reach_the_training_and_the_record_is_printed(place: Path) -> No
     chosen = {name: record["settings"][name] for name in ("method", "optimiser", "learning_rate", "batch", "seed")}
     assert chosen == {"method": "full", "optimiser": "muon", "learning_rate": 0.002, "batch": 2, "seed": 5}
     assert record["settings"]["save_memory"]
+    assert [record["settings"][name] for name in ("rank", "alpha", "dropout")] == [3, 7, 0.25]
     assert (record["settings"]["accumulate"], record["settings"]["held_out"]) == (3, 0.3)
     assert "held out" in done.stderr
     again = cutroom("distill", "out", "--base", "base", "--output", "model", *words, *more, cwd=place)
@@ -84,3 +86,13 @@ def test_a_table_that_is_a_folder_is_refused_before_work(place: Path) -> None:
     done = cutroom("eval", "out", "--model", "nothing", "--table", ".", cwd=place)
     assert done.returncode == 2
     assert "--table .: name a file" in " ".join(done.stderr.split())
+
+
+def test_judging_ends_with_status_1_where_the_model_can_caption_no_clip(place: Path) -> None:
+    store = make_world(place / "torn", 8)
+    for part_id, frames in list(store.parts("frames")):
+        torn = pa.array([b"\xff\xd8torn"] * frames.num_rows, frames.schema.field("jpeg").type)
+        store.write("frames", part_id, frames.set_column(frames.schema.get_field_index("jpeg"), "jpeg", torn))
+    done = cutroom("eval", "torn", "--model", "base", "--json", cwd=place)
+    assert done.returncode == 1, done.stderr
+    assert len(json.loads(done.stdout)["errors"]) == 8

@@ -212,6 +212,7 @@ def test_a_video_that_memory_does_not_bear_is_a_row_that_says_what_to_do(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Isolated, "_is_too_large", lambda self: True)
+    monkeypatch.setattr("curation.isolate._POLL_S", 1e-3)  # it is asked before so short a video is done
     (one,) = measure(samples(str(folder / "pans.mp4")), Measures())
     assert one.status == "failed"
     assert one.error is not None

@@ -14,7 +14,7 @@ from curation.errors import UsageError
 from tests.training.ranks import on_ranks
 from tests.training.toy import ToyBatches, ToyTask
 from training.distributed import find_world, joined
-from training.loop import Trainer
+from training.loop import Trainer, TrainingError
 from training.settings import OptimiserSettings, Training
 from training.task import Role
 
@@ -106,3 +106,26 @@ def test_ranks_that_do_not_divide_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UsageError, match="context_parallel 2 does not divide 3 processes"):
         find_world(context_parallel=2)
+
+
+def _share(folder: Path) -> tuple[bool, bool, str]:
+    with joined():
+        world = find_world(context_parallel=2)
+        agreed = world.share("a"), world.share(str(world.rank))
+        batches = _DoubleBatches(size=2, rank=world.rank, world=world.size)
+        training = Training(steps=2, precision="fp32")
+        trainer = Trainer(
+            _Double(sharded=False, muon=None), batches, training, folder=folder, world=world, say=lambda text: None
+        )
+        try:
+            trainer.train()
+        except TrainingError as error:
+            return *agreed, str(error)
+        return *agreed, ""
+
+
+def test_ranks_that_share_samples_and_read_others_end_with_their_names(tmp_path: Path) -> None:
+    first, second = on_ranks(2, _share, tmp_path)
+    assert first[:2] == second[:2] == (True, False)
+    assert 'in step 0, rank 0 [["0", "1"]]' in first[2]
+    assert 'in step 0, rank 1 [["2", "3"]]' in second[2]

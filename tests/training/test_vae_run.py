@@ -166,6 +166,9 @@ def test_held_out_videos_are_never_learnt_from(config: Path, tmp_path: Path, mon
         ("model.start=nowhere", "nowhere"),
         ("training.context_parallel=2", "cannot be shared by training.context_parallel"),
         ("loss.kl=-1", "kl -1"),
+        ("loss.perceptual.frames=0", "loss.perceptual.frames.*greater than or equal to 1"),
+        ("loss.adversarial.start=-1", "loss.adversarial.start.*greater than or equal to 0"),
+        ("loss.adversarial.width=12", "loss.adversarial.width.*multiple of 8"),
         ("loss.perceptual={weight: 1.0, trunk: nowhere.pth}", "there is no file nowhere.pth"),
         ("training.wandb=mine", "pip install wandb"),
     ],
@@ -257,6 +260,10 @@ def test_the_commands_say_what_they_did(config: Path, shards: Path, tmp_path: Pa
     assert done.exit_code == 0
     weights = json.loads(done.stdout)["weights"]
     assert weights == [str(tmp_path / "out" / "weights")]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "frames_per_s" in row]
+    assert len(steps) == 2
+    assert {round(row["frames_per_s"] / row["samples_per_s"]) for row in steps} <= {1, 5}  # images, or videos
 
     options = ["--weights", weights[0], "--frames", "5", "--height", "16", "--width", "16"]
     judged = runner.invoke(app, ["vae", "eval", str(shards), *options, "--json"], catch_exceptions=False)

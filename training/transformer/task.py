@@ -104,6 +104,9 @@ class TransformerTask(Task):
         """Samples."""
         return len(batch.keys)
 
+    def frames(self, batch: LatentBatch) -> int:
+        return sum((sample.mean.shape[1] - 1) * self._vae_config.time_ratio + 1 for sample in batch.samples)
+
     def shape(self, batch: LatentBatch) -> Hashable:
         return batch.packed, *(tuple(sample.mean.shape) for sample in batch.samples)
 

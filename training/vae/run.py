@@ -157,8 +157,8 @@ def _train(
         task = VAETask(vae, config.loss, config.optimiser, world=world, held_out=held_out)
         trainer = Trainer(task, batches, config.training, folder=folder, world=world, say=say)
         figures = trainer.train()
-        if batches.faults.num_bad and world.is_first:
-            say(f"bad samples: {batches.faults}")
+        if batches.faults.num_bad:  # each rank reads others
+            say(f"bad samples{f' of rank {world.rank}' if world.size > 1 else ''}: {batches.faults}")
     return figures
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, MultipleOf
 
 from curation.errors import UsageError
 from training.perceptual import PerceptualSettings
@@ -42,12 +44,12 @@ class AdversarialSettings:
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
     weight: float = 0.0
-    start: int = 2000
-    frames: int = 17
+    start: Annotated[int, Ge(0)] = 2000
+    frames: Annotated[int, Ge(1)] = 17
     penalty: float = 0.0
-    width: int = 64
-    depth: int = 3
-    time_depth: int = 2
+    width: Annotated[int, Gt(0), MultipleOf(8)] = 64
+    depth: Annotated[int, Ge(1)] = 3
+    time_depth: Annotated[int, Ge(0)] = 2
     optimiser: OptimiserSettings = dataclasses.field(default_factory=lambda: OptimiserSettings(betas=(0.5, 0.9)))
 
 
@@ -82,5 +84,3 @@ class LossSettings:
         trunk = self.perceptual.trunk
         if self.perceptual.weight and trunk is not None and not Path(trunk).is_file():
             raise UsageError(f"loss.perceptual.trunk: there is no file {trunk}")
-        if self.adversarial.frames < 1 or self.adversarial.depth < 1 or self.adversarial.width % 8:
-            raise UsageError("loss.adversarial: frames and depth of 1 or more and a width divisible by 8 are meant")

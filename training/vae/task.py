@@ -69,6 +69,9 @@ class VAETask(Task):
         """Samples."""
         return len(batch.keys)
 
+    def frames(self, batch: Batch) -> int:
+        return batch.video.shape[0] * batch.video.shape[2]
+
     def shape(self, batch: Batch) -> Hashable:
         return tuple(batch.video.shape)
 
