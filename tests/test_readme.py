@@ -114,6 +114,7 @@ def cluster() -> Iterator[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_commands_run_in_order(workplace: Path, cluster: str) -> None:
     ran = []
     for line in commands():

@@ -181,5 +181,5 @@ def _samples(loader: Loader) -> Iterator[tuple[str, Any, float]]:
             ):
                 step_s = float(times_s[-1] - times_s[0]) / max(1, len(times_s) - 1)
                 yield key, video, 1 / step_s if step_s > 0 else 25.0
-    except BadDataError:  # there is none left that could stand in
-        return
+    except BadDataError:  # none of many that follow could stand in
+        yield "the rest was not read, after so many in a row that cannot be", None, 0.0
