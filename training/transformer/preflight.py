@@ -66,9 +66,10 @@ def look_ahead(
             scores to say that no clip has.
     """
     first = stages[0].config
+    reports = {stage.name: _report(stage.config, first, world) for stage in stages}
     for stage in stages:
         check_division(world, stage.config.training.context_parallel)
-    return {stage.name: _report(stage.config, first, world) for stage in stages}
+    return reports
 
 
 def _report(config: TransformerTraining, first: TransformerTraining, world: int) -> TransformerPreflight:
