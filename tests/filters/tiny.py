@@ -12,6 +12,16 @@ from filters.learned import Figures, LearnedFilter, Verdict
 
 LABELS = ("clean", "watermark", "nsfw")
 
+_VIT: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 32,
+    "patch_size": 8,
+    "initializer_range": 1.0,  # so that pictures differ in their scores
+}
+
 
 def _labels(labels: tuple[str, ...]) -> dict[str, Any]:
     return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
@@ -30,13 +40,7 @@ def vit(folder: Path, *, labels: tuple[str, ...] = LABELS, multi_label: bool = F
 
     problem = "multi_label_classification" if multi_label else "single_label_classification"
     config = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=32,
-        patch_size=8,
-        initializer_range=1.0,  # so that pictures differ in their scores
+        **_VIT,
         problem_type=problem,
         **_labels(labels),
     )
@@ -78,17 +82,8 @@ def dino(folder: Path, *, seed: int = 0) -> Path:
     mend()
     from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
-    config = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=32,
-        patch_size=8,
-        initializer_range=1.0,  # so that pictures differ
-    )
     torch.manual_seed(seed)
-    ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    ViTModel(ViTConfig(**_VIT), add_pooling_layer=False).save_pretrained(folder)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder
 
