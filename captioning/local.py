@@ -8,7 +8,7 @@ from typing import Any
 
 from captioning.chat import config_of, generate, kind_of, load
 from captioning.requests import Reply, Request, Sampling
-from curation.errors import StageError, UsageError
+from curation.errors import StageError, UsageError, one_line
 from curation.model_files import check_safetensors
 
 
@@ -45,6 +45,8 @@ class LocalBackend:
     def _together(self, requests: Sequence[Request], places: list[int]) -> Iterator[tuple[int, Reply | Exception]]:
         try:
             yield from zip(places, self._generate([requests[i] for i in places]), strict=True)
+        except _gpu_failures() as error:
+            raise StageError(f"the GPU has failed, and the worker with it: {one_line(error)}") from error
         except Exception as error:  # models and processors raise anything
             if len(places) == 1:
                 yield places[0], error
@@ -92,6 +94,13 @@ def _loaded(source: str, device: str, dtype: str) -> tuple[Any, Any]:
         return load(source, device=device, dtype=dtype)
     except UsageError as error:
         raise StageError(str(error)) from error
+
+
+def _gpu_failures() -> tuple[type[Exception], ...]:
+    """After these every call in this process fails, whatever is asked. Not so after a lack of memory."""
+    import torch
+
+    return (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()  # from torch 2.8 on
 
 
 def _size(request: Request) -> tuple[int, int, int]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -25,7 +26,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from curation.errors import CutroomError, UsageError
 from training.checkpoint import Checkpoints, on_first
 from training.distributed import World
-from training.metrics import Metrics, Stopwatch, peak_flops, peak_memory_gb
+from training.metrics import HELD_OUT, Metrics, Stopwatch, peak_flops, peak_memory_gb
 from training.muon import Muon
 from training.optimiser import Average, factor_at, optimisers
 from training.settings import Training
@@ -54,7 +55,7 @@ class Trainer:
     """Trains the roles of a task on batches, from the newest checkpoint in ``folder`` if there is one.
 
     In the folder: ``metrics.jsonl``, ``tensorboard/``, ``samples/``, ``checkpoints/`` and ``weights/``, which is the
-    model as others open it, with averaged weights where an average is kept.
+    model as others open it, with averaged weights where an average is kept. Roles beside the model have a file each.
     """
 
     def __init__(
@@ -114,7 +115,8 @@ class Trainer:
                     self._store()
                     stored = self.state.step
             if judged != self.state.step or not judgement:
-                judgement = self._judge(metrics)
+                again = metrics is not None and metrics.judged and judged == self.state.step
+                judgement = self._judge(None if again else metrics)  # a finished training has its row
             if stored != self.state.step:
                 self._store()
             elif not self._world.of_first(self._is_written()):  # killed between a checkpoint and its weights
@@ -236,7 +238,7 @@ class Trainer:
         with average.applied() if average else contextlib.nullcontext(), torch.no_grad(), self._autocast():
             figures = self._task.judge(self.state.step, self._folder / "samples")
         if metrics:
-            named: dict[str, float | None] = {f"held_out_{figure}": value for figure, value in figures.items()}
+            named: dict[str, float | None] = {f"{HELD_OUT}{figure}": value for figure, value in figures.items()}
             metrics.log(self.state.step, {"seconds": self.state.seconds, **named})
         return figures
 
@@ -263,15 +265,19 @@ class Trainer:
         self._write()
 
     def _write(self) -> None:
-        """The model as others open it, and behind it the step that it is of."""
-        name, role = next(iter(self._task.roles.items()))
-        average = self._averages.get(name)
+        """The model as others open it, the other roles beside it, and behind them the step that they are of."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        (model, role), *others = self._task.roles.items()
+        beside = {name: get_model_state_dict(other.module, options=options) for name, other in others}
+        average = self._averages.get(model)
         with average.applied() if average else contextlib.nullcontext():
-            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
             weights: dict[str, Any] = get_model_state_dict(role.module, options=options)
 
             def save() -> None:
                 self._task.save(self._folder / WEIGHTS, weights)
+                for name, state in beside.items():
+                    with aside(role_file(self._folder, name)) as file:
+                        save_file({key: value.contiguous() for key, value in state.items()}, file)
                 with aside(self._folder / _WRITTEN) as file:
                     file.write_text(str(self.state.step), encoding="utf-8")
 
@@ -312,6 +318,11 @@ class Trainer:
             return None
         self._folder.mkdir(parents=True, exist_ok=True)
         return Metrics(self._folder, step=self.state.step, say=self._say, wandb=self._training.wandb)
+
+
+def role_file(folder: Path, name: str) -> Path:
+    """Where a training leaves the weights of a role that helps the model to learn, such as its discriminator."""
+    return folder / f"{name}.safetensors"
 
 
 def _prepare(module: nn.Module, optimisers: list[torch.optim.Optimizer]) -> None:

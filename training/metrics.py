@@ -18,6 +18,7 @@ from curation.errors import UsageError
 from training.weights import aside
 
 METRICS = "metrics.jsonl"
+HELD_OUT = "held_out_"  # begins the names of figures on data held out
 _SHOWN = ("loss", "psnr", "frames_per_s", "data_wait")
 # Dense bfloat16 products per second, from the makers' data sheets; for the share of a GPU that is used (MFU).
 _PEAK_FLOPS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "L40S": 362e12, "A100": 312e12, "4090": 165e12}
@@ -28,7 +29,9 @@ class Metrics:
 
     def __init__(self, folder: Path, *, step: int, say: Callable[[str], None], wandb: str | None = None) -> None:
         self._say, self._path = say, folder / METRICS
-        _forget_after(self._path, step)
+        rows = _forget_after(self._path, step)
+        self.judged = any(row["step"] == step and any(name.startswith(HELD_OUT) for name in row) for row in rows)
+        """Whether the step that the training begins with has been judged already."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
@@ -48,7 +51,7 @@ class Metrics:
                 self._board.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(known, step=step)
-        shown = [name for name in known if name in _SHOWN or name.startswith("held_out")]
+        shown = [name for name in known if name in _SHOWN or name.startswith(HELD_OUT)]
         self._say(f"step {step}: " + ", ".join(f"{name} {_short(known[name])}" for name in shown))
 
     def close(self) -> None:
@@ -92,13 +95,16 @@ class Stopwatch:
         return passed
 
 
-def _forget_after(path: Path, step: int) -> None:
-    """Steps after the checkpoint will be done, and logged, again."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        with aside(path) as other:
-            other.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+def _forget_after(path: Path, step: int) -> list[dict[str, Any]]:
+    """Steps after the checkpoint will be done, and logged, again. Returns the rows of those before."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    kept = [row for row in rows if row["step"] <= step]
+    with aside(path) as other:
+        other.write_text("".join(f"{json.dumps(row)}\n" for row in kept), encoding="utf-8")
+    return kept
 
 
 def _run_id(folder: Path) -> str:

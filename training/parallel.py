@@ -89,6 +89,17 @@ def total(share: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     return result
 
 
+def gather_frames(own: Tensor, frames: int, group: dist.ProcessGroup | None = None) -> Tensor:
+    """All frames of a video of which each rank holds its span (``split_frames``): B C ``frames`` H W, no gradient."""
+    group = _group(group)
+    counts = [span.stop - span.start for span in split_frames(frames, group.size())]
+    padded = own.new_zeros(*own.shape[:2], max(counts), *own.shape[3:])  # all must send as much
+    padded[:, :, : own.shape[2]] = own.detach()
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded, group=group)
+    return torch.cat([part[:, :, :count] for part, count in zip(parts, counts, strict=True)], dim=2)
+
+
 def sum_gradients(module: nn.Module, group: dist.ProcessGroup | None = None) -> None:
     """Replace each parameter's gradient by its sum over the ranks. Call once after backward, before clipping.
 

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from captioning import local
 from captioning.local import LocalBackend, check
 from captioning.requests import Reply, Request, Sampling
 from captioning.stages import Caption, FrameCaptions, ShortCaption
@@ -104,6 +106,26 @@ def test_damaged_weights_and_a_gpu_that_is_not_there_stop_the_run(tmp_path: Path
         Caption(model=str(damaged)).setup()
     with pytest.raises(StageError, match="asks for a GPU"):
         Caption(model=str(models["llama"]), gpus=1.0).setup()
+
+
+def test_a_gpu_that_fails_stops_the_run_and_no_question_is_blamed(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, made = questions(4), 0
+
+    def generate(model: object, processor: object, requests: list[Request], **options: object) -> list[Reply]:
+        nonlocal made
+        made += 1
+        if made > 1:
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+        return [Reply(text="seen")] * len(requests)
+
+    monkeypatch.setattr(local, "generate", generate)
+    answers = backend(models["llama"], batch_size=2).ask(asked)
+    assert [isinstance(answer, Reply) for _, answer in (next(answers), next(answers))] == [True, True]
+    with pytest.raises(StageError, match=r"the GPU has failed.*device-side assert"):
+        next(answers)
+    assert made == 2, "the batch was divided, and asked of a GPU that answers no more"
 
 
 def pipeline(path: Path, stages: list[str]) -> Path:

@@ -160,6 +160,20 @@ def test_checkpoints_before_a_role_begins_do_not_change_what_it_learns(tmp_path:
     assert not torch.equal(before, _LateTask().late.weight)
 
 
+def test_a_finished_training_is_judged_once(tmp_path: Path) -> None:
+    said: list[str] = []
+    for _ in range(2):
+        training = Training(steps=6, precision="fp32", judge_every=4, checkpoint_every=100)
+        trainer = Trainer(
+            ToyTask(), ToyBatches(), training, folder=tmp_path, world=World(), say=lambda text: said.append(text)
+        )
+        figures = trainer.train()
+    judged = [row for row in _figures(tmp_path) if "held_out_error" in row]
+    assert [row["step"] for row in judged] == [0, 4, 6]
+    assert figures["error"] == judged[-1]["held_out_error"]
+    assert said[-1] == "continuing after step 6"
+
+
 def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
     _train(tmp_path, steps=20, checkpoint_every=4, keep_checkpoints=2)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000016", "step-00000020"]

@@ -137,6 +137,25 @@ def test_each_stage_begins_with_the_weights_of_the_one_before(config: Path, tmp_
     assert [len(look.buckets) for look in look_ahead(load(config)).values()] == [2, 2]
 
 
+def test_each_stage_begins_with_the_discriminator_of_the_one_before(config: Path, tmp_path: Path) -> None:
+    document = yaml.safe_load(config.read_text())
+    document["loss"] = {"adversarial": {"weight": 0.5, "start": 0, "width": 8, "depth": 2}}
+    still = {"weight": 0.5, "start": 0, "width": 8, "depth": 2, "optimiser": {"learning_rate": 0.0, "weight_decay": 0}}
+    document["stages"] = [
+        {"name": "short", "training": {"steps": 3}},
+        {"name": "long", "training": {"steps": 1}, "loss": {"adversarial": still}},
+        {"name": "wide", "training": {"steps": 1}, "loss": {"adversarial": {**still, "width": 16}}},
+    ]
+    config.write_text(yaml.safe_dump(document))
+    said, names = list[str](), ("short", "long", "wide")
+    train_vae(config, tmp_path / "out", say=said.append)
+    short, long, wide = (load_file(tmp_path / "out" / name / "discriminator.safetensors") for name in names)
+    assert short.keys() == long.keys()
+    assert all(torch.equal(short[name], long[name]) for name in short)
+    assert wide["verdict.weight"].shape != long["verdict.weight"].shape
+    assert [line for line in said if "a new discriminator begins" in line]
+
+
 def test_held_out_videos_are_never_learnt_from(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: dict[bool, set[str]] = {True: set(), False: set()}
     original = Loader.__iter__
@@ -164,6 +183,7 @@ def test_held_out_videos_are_never_learnt_from(config: Path, tmp_path: Path, mon
         ("model.size=tiny", r"either `size` .*or `start`"),
         ("model={size: tiny, start: null}", "no VAE size 'tiny'.*Valid: debug, full, small"),
         ("model.start=nowhere", "nowhere"),
+        ("training.context_parallel=3", "context_parallel with data.buckets 5x16x16: 5 frames are 2 latents"),
         ("training.context_parallel=2", "cannot be shared by training.context_parallel"),
         ("loss.kl=-1", "kl -1"),
         ("loss.perceptual.frames=0", "loss.perceptual.frames.*greater than or equal to 1"),

@@ -173,6 +173,35 @@ def test_images_and_videos_are_judged_apart_and_drawn(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["step-00000005.jpg", "step-00000005.mp4"]
 
 
+def _judge(folder: Path, context_parallel: int) -> dict[str, float]:
+    """What is said of two videos held out, in float64."""
+    with joined():
+        world = find_world(context_parallel=context_parallel)
+        task = _task(LossSettings(), world=world, dtype=torch.float64)
+        task._held_out = [_batch(98), _batch(99, frames=13)]
+        with torch.no_grad():
+            return task.judge(0, folder)
+
+
+def test_ranks_that_share_videos_judge_as_one(tmp_path: Path) -> None:
+    alone = _judge(tmp_path, 1)
+    assert on_ranks(2, _judge, tmp_path, 2) == [pytest.approx(alone, abs=1e-10)] * 2
+    assert on_ranks(2, _passed, tmp_path, 2) == [(5, 5), (4, 8)]
+
+
+def _passed(folder: Path, context_parallel: int) -> tuple[int, ...]:
+    """The frames of each video held out that this rank passes through the model."""
+    with joined():
+        world = find_world(context_parallel=context_parallel)
+        task = _task(LossSettings(), world=world)
+        task._held_out = [_batch(98), _batch(99, frames=13)]
+        seen: list[int] = []
+        task.roles[MODEL].module.register_forward_pre_hook(lambda module, given: seen.append(given[0].shape[2]))
+        with torch.no_grad():
+            task.judge(0, folder)
+        return tuple(seen)
+
+
 class _Batches:
     """Batches for ever, of which a rank along ``data`` reads its own."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors.torch import load_file
 
 from curation.errors import UsageError
 from curation.model_files import is_path
@@ -19,15 +20,16 @@ from training.data.loader import Batch, Loader
 from training.data.preflight import Preflight, preflight
 from training.data.settings import DataSettings
 from training.distributed import World, check_division, find_world, joined, num_processes
-from training.loop import WEIGHTS, Trainer
+from training.loop import WEIGHTS, Trainer, role_file
 from training.metrics import check_wandb
+from training.parallel import split_frames
 from training.perceptual import Perceptual
 from training.pretrained import fetch
 from training.settings import STRICT, OptimiserSettings, Training, TrainingStage, load_stages
 from training.vae.config import VAEConfig, size
 from training.vae.model import VAE, checkpoint_blocks
 from training.vae.settings import LossSettings, ModelSettings
-from training.vae.task import VAETask
+from training.vae.task import DISCRIMINATOR, VAETask
 
 _JUDGED = 32  # samples held out that are looked at
 
@@ -60,6 +62,11 @@ class VAETraining:
                     f"data.buckets: {bucket} does not fit the VAE, which takes 4k+1 frames (such as 17) "
                     f"of sides divisible by 8"
                 )
+        for bucket in self.data.buckets:
+            try:
+                split_frames(bucket.frames, self.training.context_parallel)
+            except ValueError as error:
+                raise UsageError(f"training.context_parallel with data.buckets {bucket}: {error}") from error
         if self.training.context_parallel > 1 and self.data.images:
             raise UsageError("data.images: the one frame of an image cannot be shared by training.context_parallel")
 
@@ -155,11 +162,25 @@ def _train(
     with Loader(config.data, catalogue=train, **ranks) as batches:
         held_out = _held_out(config.data, judge, ranks, say if world.is_first else lambda text: None)
         task = VAETask(vae, config.loss, config.optimiser, world=world, held_out=held_out)
+        if start:
+            _take_along(task, Path(start), say if world.is_first else lambda text: None)
         trainer = Trainer(task, batches, config.training, folder=folder, world=world, say=say)
         figures = trainer.train()
         if batches.faults.num_bad:  # each rank reads others
             say(f"bad samples{f' of rank {world.rank}' if world.size > 1 else ''}: {batches.faults}")
     return figures
+
+
+def _take_along(task: VAETask, start: Path, say: Callable[[str], None]) -> None:
+    """The discriminator that an earlier training left beside its weights goes on learning, too."""
+    file = role_file(start.parent, DISCRIMINATOR)
+    if DISCRIMINATOR not in task.roles or not start.is_dir() or not file.is_file():
+        return
+    state, module = load_file(file), task.roles[DISCRIMINATOR].module
+    if {name: each.shape for name, each in state.items()} == {n: each.shape for n, each in module.state_dict().items()}:
+        module.load_state_dict(state)
+    else:
+        say(f"loss.adversarial: {file} is of another width or depth; a new discriminator begins")
 
 
 def _held_out(data: DataSettings, judge: Catalogue, ranks: dict[str, int], say: Callable[[str], None]) -> list[Batch]:

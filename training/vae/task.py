@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from training.data.loader import Batch
 from training.distributed import World
-from training.parallel import context_parallel, split_frames
+from training.parallel import context_parallel, gather_frames, split_frames
 from training.perceptual import Perceptual
 from training.pictures import beside, contact_sheet, to_frames, write_picture, write_video
 from training.quality import flicker, psnr, ssim
@@ -38,7 +38,8 @@ class VAETask(Task):
     reconstruction. (VQGAN, Esser et al. 2021, takes both at the decoder's last layer and for a whole batch: there one
     sample, or the number of ranks, would change what another one learns.)
 
-    Where ranks share samples, each has a span of the frames, and the discriminator sees each span by itself.
+    Where ranks share samples, each has a span of the frames, and the discriminator sees each span by itself. Judging
+    works so, too.
 
     Args:
         held_out: batches to judge by, of this rank.
@@ -181,7 +182,7 @@ class VAETask(Task):
         rows: list[Any] = []
         for batch in self._held_out:
             original = self._video(batch)
-            made, _ = self._vae(original)
+            made = self._reconstructed(original)
             figures = {"psnr": psnr(made, original), "ssim": ssim(made, original), "flicker": flicker(made, original)}
             figures["count"] = torch.ones(len(made))
             if self._perceptual is not None:
@@ -198,6 +199,16 @@ class VAETask(Task):
         known = {key for key in totals if totals[key[0], "count"] and key[1] != "count"}
         known -= {("images", "flicker"), *([] if self._perceptual else [("videos", "lpips"), ("images", "lpips")])}
         return {f"{kind}_{name}": totals[kind, name] / totals[kind, "count"] for kind, name in sorted(known)}
+
+    def _reconstructed(self, video: Tensor) -> Tensor:
+        """Whole, for every rank; ranks that share samples pass a span each through the model, as when they learn."""
+        if self._world.context is None:
+            made: Tensor = self._vae(video)[0]
+            return made
+        span, _ = self._span(video.shape[2])
+        with context_parallel(self._vae, self._world.context):
+            made, _ = self._vae(video[:, :, span])
+        return gather_frames(made, video.shape[2], self._world.context)
 
     def save(self, folder: Path, weights: dict[str, Tensor]) -> None:
         self._vae.save_pretrained(folder, state=weights)
