@@ -268,7 +268,9 @@ class Trainer:
         """The model as others open it, the other roles beside it, and behind them the step that they are of."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         (model, role), *others = self._task.roles.items()
-        beside = {name: get_model_state_dict(other.module, options=options) for name, other in others}
+        beside: dict[str, dict[str, Any]] = {
+            name: get_model_state_dict(other.module, options=options) for name, other in others
+        }
         average = self._averages.get(model)
         with average.applied() if average else contextlib.nullcontext():
             weights: dict[str, Any] = get_model_state_dict(role.module, options=options)
