@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from captioning.captioner import LOCAL_FILES
-from captioning.chat import check_whole, kind_of, takes_images
-from captioning.examples import Encoder, Example, Sheets, digest, read_examples, split
+from captioning.chat import check_whole, kind_of, load_processor, takes_images
+from captioning.examples import Encoder, Example, Sheets, digest, read_examples, split, without_long
 from captioning.question import RECORD, Question
 from captioning.tuning import Settings, Tuned, prepare, rate_at
 from curation.devices import find_device
@@ -46,7 +46,8 @@ class Distilled:
         caption_versions, caption_models: whose captions were learnt.
         data: a digest of the clips and captions.
         num_without_sheet, num_torn: clips that were left out, because they have no contact sheet, or a picture of it
-            cannot be decoded. num_flawed: others, because their caption breaks off or is a refusal.
+            cannot be decoded. num_flawed: others, because their caption breaks off, is a refusal, or is longer than
+            the model may write.
         held_out: clip_ids that were not learnt from.
         steps, seconds: of training; the model is that after ``best_step``.
         stopped: why training ended: ``epochs``, ``minutes`` or ``no progress``.
@@ -105,10 +106,10 @@ def distill(
     _check_request(base, settings, device)
     import torch
 
-    captioned = read_examples(run)
+    captioned = without_long(read_examples(run), load_processor(base), question.max_tokens)
     examples, flawed = ([e for e in captioned if bool(e.flaw) == wrong] for wrong in (False, True))
     if not examples:
-        raise UsageError(f"{run} has only captions that break off or are refusals; caption it with another model")
+        raise UsageError(f"{run} has no caption to learn from: the first {captioned[0].flaw}")
     learnt, held_out = split(examples, settings.held_out)
     found = Distilled(
         run=str(run),

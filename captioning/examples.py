@@ -63,6 +63,18 @@ def read_examples(run: str | os.PathLike[str]) -> list[Example]:
     return [examples[clip_id] for clip_id in sorted(examples)]
 
 
+def without_long(examples: Sequence[Example], processor: Any, most: int) -> list[Example]:
+    """The same, but a caption of more than ``most`` tokens, with the one that ends it, has a flaw.
+
+    A model that has learnt one would not come to its end within what it may write.
+    """
+    tokenizer = tokenizer_of(processor)
+    ids = tokenizer([example.caption for example in examples], add_special_tokens=False)["input_ids"]
+    long = [not example.flaw and len(tokens) >= most for example, tokens in zip(examples, ids, strict=True)]
+    flaw = f"is longer than {most} tokens (--max-tokens)"
+    return [dataclasses.replace(e, flaw=flaw) if is_long else e for e, is_long in zip(examples, long, strict=True)]
+
+
 def split(examples: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
     """Those to learn from, and those held out: whole videos, chosen by their ids alone.
 

@@ -20,9 +20,9 @@ import pytest
 from PIL import Image
 
 from benchmarks.distill import Asked, accuracy, captions_by, shuffle_captions
-from captioning.chat import generate, load
+from captioning.chat import generate, load, load_processor, tokenizer_of
 from captioning.distill import LOG, RECORD, Distilled, distill
-from captioning.examples import Encoder, Example, Sheets, read_examples, split
+from captioning.examples import Encoder, Example, Sheets, read_examples, split, without_long
 from captioning.prompts import Prompt
 from captioning.question import Question, read_question
 from captioning.small import Size, make_small
@@ -426,13 +426,14 @@ def test_mistakes_are_named_before_work_starts(world: Path, base: str, finished:
     expect("no kept clip with a caption", run=store.root)
 
 
-def test_captions_that_break_off_and_refusals_are_not_learnt(base: str, tmp_path: Path) -> None:
+def test_captions_that_break_off_refusals_and_long_ones_are_not_learnt(base: str, tmp_path: Path) -> None:
     store = make_world(tmp_path / "run", 40)
     for part_id, clips in store.parts("clips"):
         rows = clips.to_pylist()
         rows.sort(key=lambda row: row["clip_id"])
         names = [row["clip_id"] for row in rows]
         rows[1]["caption"] = "I'm sorry, but I cannot see the video."
+        rows[2]["caption"] = "A red circle moves left across a desert. " * 20
         stopped = pa.array([{"cut_off": i == 0} for i in range(len(rows))])
         table = pa.Table.from_pylist(rows, schema=clips.schema).append_column("caption_usage", stopped)
         store.write("clips", part_id, table)
@@ -440,9 +441,26 @@ def test_captions_that_break_off_and_refusals_are_not_learnt(base: str, tmp_path
     assert flaws == {names[0]: "breaks off", names[1]: "is a refusal"}
     said: list[str] = []
     done = distill(store.root, base, tmp_path / "model", question=QUESTION, settings=QUICK, say=said.append)
-    assert f"2 clips are left out for their captions; the first is {names[0]}, which breaks off" in said
-    assert (done.num_flawed, done.num_clips) == (2, 40)
-    assert done.steps == (38 - len(set(done.held_out) - set(flaws))) // 8 * 2
+    assert f"3 clips are left out for their captions; the first is {names[0]}, which breaks off" in said
+    assert (done.num_flawed, done.num_clips) == (3, 40)
+    assert not set(names[:3]) & set(done.held_out)
+    assert done.steps == (37 - len(done.held_out)) // 8 * 2
+    longest = max(len(tokens) for tokens in tokens_of(base, [e.caption for e in read_examples(store.root)][3:]))
+    assert longest < QUESTION.max_tokens, "others are long, too"
+
+
+def test_a_caption_may_be_as_long_as_its_end_allows(base: str) -> None:
+    example = Example(clip_id="a", video_id="b", caption="A red circle.", caption_version="v1", caption_model=None)
+    count = len(tokens_of(base, [example.caption])[0])
+    assert [without_long([example], load_processor(base), most)[0].flaw for most in (count, count + 1)] == [
+        f"is longer than {count} tokens (--max-tokens)",
+        None,
+    ]
+
+
+def tokens_of(base: str, captions: list[str]) -> list[list[int]]:
+    tokens: list[list[int]] = tokenizer_of(load_processor(base))(captions, add_special_tokens=False)["input_ids"]
+    return tokens
 
 
 def test_what_was_learnt_whole_may_be_written_whole() -> None:
