@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curation import standing
 from curation.clips import Range
 from curation.decode import Decode, Decoded, Decoder, failed, join
 from curation.errors import CutroomError, StageError, TableError, VideoError, one_line
@@ -24,8 +25,8 @@ from curation.plan import Plan, Step
 from curation.ranges import RangeStore
 from curation.rules import judge
 from curation.sheets import take_sheets
-from curation.stage import Needs, Stage, run_stage
-from curation.table import APART, CLIPS, VIDEOS, Part, Store, conform, extend, failed_stage, without_marks
+from curation.stage import Needs, run_stage
+from curation.table import APART, CLIPS, VIDEOS, Part, Store, conform, failed_stage, without_marks
 
 
 @dataclasses.dataclass
@@ -104,7 +105,11 @@ class Curate:
             return part
         names = dict(zip(part.videos["video_id"].to_pylist(), part.videos["video"].to_pylist(), strict=True))
         stored = self._with_apart(part.id, self._store.read("clips", part.id)).to_pylist()
-        clips = [self._reset(clip, names[clip["video_id"]]) for clip in stored if clip["video_id"] in names]
+        clips = [
+            standing.reset(clip, names[clip["video_id"]], self.plan, retry_failed=self.retry_failed)
+            for clip in stored
+            if clip["video_id"] in names
+        ]
         if len(clips) < len(stored):
             self._load_sheets(part)
             part.add("sheets_changed", 1)
@@ -122,31 +127,6 @@ class Curate:
             clips = clips.set_column(clips.schema.get_field_index("measured"), field, pa.array(measured, field.type))
         return conform(clips, schema)
 
-    def _reset(self, clip: dict[str, Any], video: str) -> dict[str, Any]:
-        """A stored row as this run starts from it: only marks of this plan count, and rules are judged afresh.
-
-        A failure stands only while the stage that failed would do the same again. It waits in ``error`` until that
-        stage's turn comes (``_fail_again``): until then the clip is as good as any. Those of decoding stand at once.
-        """
-        marks = {step.mark: step.stage for step in self.plan.steps}
-        standing = {part for step in self.plan.steps for part in step.parts}
-        measured = [mark for mark in clip["measured"] if mark in marks or mark in standing]
-        error = clip["error"]
-        if error is not None:
-            by = failed_stage(error)
-            again = [mark for mark in measured if mark in marks and marks[mark].name == by and marks[mark].cached]
-            if self.retry_failed or not again:
-                measured = without_marks(measured, {by})
-                error = None
-        later = {step.stage.name for step in self.plan.later}
-        status = "failed" if error and failed_stage(error) not in later else "kept"
-        row = {**clip, "video": video, "measured": measured, "error": error, "status": status, "reason": None}
-        for step in self.plan.later:
-            if step.mark not in measured:  # else a killed run may leave old results under the name of new settings
-                known = {name for part, columns in step.parts.items() if part in measured for name in columns}
-                row.update(dict.fromkeys(name for name in step.stage.writes.names if name not in known))
-        return row
-
     def _take_results(self, part: Part, step: Step) -> Part:
         """The part as the round before has committed it, with what the stage over the whole table says of its clips."""
         schema, results = self.plan.clip_schema, {row["clip_id"]: row for row in part.clips.to_pylist()}
@@ -156,38 +136,9 @@ class Curate:
             result = results[row["clip_id"]]
             row.update({name: result[name] for name in step.stage.writes.names})
             row["measured"] = without_marks(row["measured"], {step.stage.name}) + result["measured"]
-        clips = self._drop_outdated(before, pa.Table.from_pylist(rows, schema=schema), step)
+        clips = standing.drop_outdated(before, pa.Table.from_pylist(rows, schema=schema), step, self.plan)
         part.clips = judge(clips, step.rules)
         return part
-
-    def _drop_outdated(self, before: pa.Table, after: pa.Table, step: Step) -> pa.Table:
-        """Where a stage that is not cached says something new of a clip, forget what later stages made of the old."""
-        names = step.stage.writes.names
-        pairs = zip(before.select(names).to_pylist(), after.select(names).to_pylist(), strict=True)
-        changed = [{name for name in names if not _same(was[name], now[name])} for was, now in pairs]
-        outdated = [{stage.name: stage for stage in _readers(self.plan, step, columns)} for columns in changed]
-        measured = after["measured"].to_pylist()
-        if all(without_marks(marks, stages) == marks for marks, stages in zip(measured, outdated, strict=True)):
-            return after
-        rows = after.to_pylist()
-        for row, stages in zip(rows, outdated, strict=True):
-            row["measured"] = without_marks(row["measured"], stages)
-            row.update({name: None for stage in stages.values() for name in stage.writes.names})
-            if failed_stage(row["error"] or "") in stages:  # it waits for its stage
-                row["error"] = None
-        return pa.Table.from_pylist(rows, schema=after.schema)
-
-    def _fail_again(self, clips: pa.Table, stage: str) -> pa.Table:
-        """Bring back the failures that waited for this stage; a clip that is rejected by now would not have failed."""
-        rows = clips.to_pylist()
-        for row in rows:
-            if row["status"] == "failed" or failed_stage(row["error"] or "") != stage:
-                continue
-            if row["status"] == "kept":
-                row["status"] = "failed"
-            else:
-                row.update(error=None, measured=without_marks(row["measured"], {stage}))
-        return pa.Table.from_pylist(rows, schema=clips.schema)
 
     def _load_sheets(self, part: Part) -> None:
         """Contact sheets are large and seldom needed again, so they are read only on demand."""
@@ -247,7 +198,7 @@ class Curate:
         part.add("videos_decoded", 1)
         part.add("frames_decoded", decoded.video.get("num_frames") or 0)
         part.add("sheets_changed", 1)
-        return decoded.video, carry_over(decoded.clips, clips, self.plan)
+        return decoded.video, standing.carry_over(decoded.clips, clips, self.plan)
 
     def _decode(self, path: str, row: dict[str, Any]) -> Decoded:
         if (film := self._ranges.take(row, self.plan.decode.mark)) is not None:
@@ -268,7 +219,7 @@ class Curate:
     def _measure(self, part: Part, step: Step) -> Part:
         """Run one stage, giving it the derived columns that it reads."""
         if any(failed_stage(error or "") == step.stage.name for error in part.clips["error"].to_pylist()):
-            part.clips = self._fail_again(part.clips, step.stage.name)
+            part.clips = standing.fail_again(part.clips, step.stage.name)
         clips = part.clips
         wants = set(step.stage.inputs)
         if "video_path" in wants:
@@ -282,7 +233,7 @@ class Curate:
         clips = run_stage(step.stage, clips, mark=step.mark, parts=step.parts, score_rejected=self.plan.score_rejected)
         clips = conform(clips, self.plan.clip_schema)
         if not step.stage.cached:
-            clips = self._drop_outdated(part.clips, clips, step)
+            clips = standing.drop_outdated(part.clips, clips, step, self.plan)
         part.clips = judge(clips, step.rules)
         return part
 
@@ -307,7 +258,7 @@ class Curate:
         kinds: dict[str, set[str]] = {}  # what stages are called before a bracket -> videos that they are not done with
         for step in self.plan.later:
             waiting = kinds.setdefault(step.stage.name.partition("(")[0], set())
-            waiting |= {row["video_id"] for row in rows if _is_open(row, step)}
+            waiting |= {row["video_id"] for row in rows if standing.is_open(row, step)}
         for kind, waiting in kinds.items():
             for video_id in videos - waiting:
                 (self._store.kept / f"{video_id}.{kind}.jsonl").unlink(missing_ok=True)
@@ -335,51 +286,8 @@ def _setting_up() -> Iterator[None]:
         raise StageError(f"a stage cannot be set up: {one_line(error)}") from error
 
 
-def _is_open(row: dict[str, Any], step: Step) -> bool:
-    """Whether a stage has not come to a clip yet, or has to try again."""
-    failed_here = failed_stage(row["error"] or "") == step.stage.name
-    return failed_here or (row["status"] == "kept" and step.mark not in row["measured"])
-
-
-def _readers(plan: Plan, step: Step, columns: set[str]) -> list[Stage]:
-    """The stages behind ``step`` whose results rest on these columns of it, as they are or as others read them.
-
-    Those that are not cached run again anyway, and then it shows whether they say something new.
-    """
-    behind = plan.steps[[known.mark for known in plan.steps].index(step.mark) + 1 :]
-    found = []
-    for stage in (later.stage for later in behind if later.stage.cached):
-        if columns & set(stage.inputs):
-            columns = columns | set(stage.writes.names)
-            found.append(stage)
-    return found
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two values are equal; NaN is NaN."""
-    return bool(one == other or (one != one and other != other))
-
-
 def _of_video(clips: pa.Table, row: dict[str, Any]) -> pa.Table:
     return clips.filter(pc.equal(clips["video_id"], row["video_id"]))
-
-
-def carry_over(new: pa.Table, old: pa.Table, plan: Plan) -> pa.Table:
-    """Give freshly decoded clips the results of later stages that clips of the same span had before."""
-    schema = plan.clip_schema
-    dense = extend(CLIPS, *(step.stage.writes for step in (plan.decode, *plan.dense))).names
-    earlier = {row["clip_id"]: row for row in old.to_pylist()}
-    fresh_names = {step.stage.name for step in (plan.decode, *plan.dense)}
-    rows = conform(new, schema).to_pylist()
-    for row in rows:
-        before = earlier.get(row["clip_id"])
-        if before is None:
-            continue
-        row.update({name: before[name] for name in schema.names if name not in dense})
-        row["measured"] += without_marks(before["measured"], fresh_names)
-        if before["error"] and not row["error"] and failed_stage(before["error"]) not in fresh_names:
-            row["error"] = before["error"]  # it waits for its stage
-    return pa.Table.from_pylist(rows, schema=schema)
 
 
 def bit_rates(clips: pa.Table, videos: pa.Table) -> pa.Array:
