@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import typing
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -13,6 +14,16 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from curation.errors import ConfigError, UsageError, nearest
+
+
+class Loader(yaml.SafeLoader):
+    """Reads 1e-4 as a number, as YAML 1.2 has it and everybody means; YAML 1.1 wants 1.0e-4."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
 
 EXPECTED = "expected"  # in a field's metadata: what its entries have to be, in words
 
@@ -24,7 +35,7 @@ class Document:
         self.file = file
         try:
             text = file.read_text(encoding="utf-8")
-            loader = yaml.SafeLoader(text)
+            loader = Loader(text)
             self._root = loader.get_single_node()
             if self._root is not None:
                 self._refuse_duplicates(self._root, set())

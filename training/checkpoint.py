@@ -20,11 +20,15 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from curation.errors import UsageError
+from curation.errors import CutroomError, UsageError
 from training.distributed import World
 
 _NAME = "step-"
 _ABOUT = "about.json"
+
+
+class CheckpointError(CutroomError, RuntimeError):
+    """A checkpoint cannot be written."""
 
 
 class Checkpoints:
@@ -56,7 +60,13 @@ class Checkpoints:
             aside.mkdir(parents=True)
         self._world.wait()
         with _as_it_is():
-            save(state, checkpoint_id=aside)
+            try:
+                save(state, checkpoint_id=aside)
+            except (OSError, RuntimeError, CheckpointException) as error:  # DCP says a full disk in its own ways
+                raise CheckpointError(
+                    f"{aside} cannot be written ({_first_line(error)}): is the disk full? "
+                    "The checkpoint before is whole; the same command goes on from it"
+                ) from error
         self._world.wait()
         if self._world.is_first:
             (aside / _ABOUT).write_text(json.dumps(about), encoding="utf-8")

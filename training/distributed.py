@@ -81,6 +81,14 @@ class World:
         dist.broadcast_object_list(held, src=0, device=self.device)
         return held[0]
 
+    def of_all(self, value: Any) -> list[Any]:
+        """What each rank has."""
+        if self.size == 1:
+            return [value]
+        held: list[Any] = [None] * self.size
+        dist.all_gather_object(held, value)
+        return held
+
     def wait(self) -> None:
         """Until all ranks are here, however long one works meanwhile."""
         if self.size > 1:

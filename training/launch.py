@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -10,11 +12,20 @@ from typing import Any
 
 from curation.errors import UsageError
 
+_PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its parent ends
+
 
 def on_this_machine(arguments: Sequence[str], *, num_processes: int) -> int:
     """Run ``cutroom ARGUMENTS`` in so many processes that know of each other. Returns the exit status."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
-    return subprocess.run([*launcher, "-m", "curation.cli", *arguments], check=False).returncode  # noqa: S603 - no shell, and our own program
+    command = [*launcher, "-m", "curation.cli", *arguments]
+    return subprocess.run(command, check=False, preexec_fn=_end_with_parent).returncode  # noqa: S603 - no shell, our own program, and no threads
+
+
+def _end_with_parent() -> None:
+    """Have torchrun end its processes when this one is killed; else they would train on, unseen."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def on_ray(

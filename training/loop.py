@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
 from curation.errors import CutroomError, UsageError
+from curation.output import locked
 from training.checkpoint import Checkpoints, on_first
 from training.distributed import World
 from training.metrics import HELD_OUT, Metrics, Stopwatch, peak_flops, peak_memory_gb
@@ -56,12 +58,23 @@ class Trainer:
 
     In the folder: ``metrics.jsonl``, ``tensorboard/``, ``samples/``, ``checkpoints/`` and ``weights/``, which is the
     model as others open it, with averaged weights where an average is kept. Roles beside the model have a file each.
+
+    ``begun_from`` names the state of the weights that a stage begins with. A training does not go on from others.
     """
 
     def __init__(
-        self, task: Task, batches: Batches, training: Training, *, folder: Path, world: World, say: Say = print
+        self,
+        task: Task,
+        batches: Batches,
+        training: Training,
+        *,
+        folder: Path,
+        world: World,
+        say: Say = print,
+        begun_from: str | None = None,
     ) -> None:
         training.check()
+        self._begun_from = begun_from
         self._task, self._batches, self._training = task, batches, training
         self._folder, self._world, self._say = folder, world, say
         self._optimisers: dict[str, list[torch.optim.Optimizer]] = {}
@@ -97,6 +110,11 @@ class Trainer:
         """
         if self._training.precision == "bf16" and self._world.device.type == "cpu" and self._world.is_first:
             self._say("bf16 takes most CPUs up to ten times as long as fp32: --set training.precision=fp32")
+        with locked(self._folder) if self._world.is_first else contextlib.nullcontext():
+            return self._train()
+
+    def _train(self) -> dict[str, float]:
+        self._check_alike()
         self._restore()
         judged = stored = self.state.step
         judgement: dict[str, float] = {}
@@ -122,6 +140,15 @@ class Trainer:
             elif not self._world.of_first(self._is_written()):  # killed between a checkpoint and its weights
                 self._write()
         return judgement
+
+    def _check_alike(self) -> None:
+        """A rank that sees other samples than the first would skip some and repeat others."""
+        state = self._batches.state_dict()
+        if self._world.of_first(state) != state:
+            raise TrainingError(
+                f"rank {self._world.rank} has found other samples than the first one: "
+                "see to it that every machine reads the same shards, and start again"
+            )
 
     def _share(self) -> float:
         """How much of the training is over."""
@@ -156,6 +183,7 @@ class Trainer:
                 self._averages[name].update()
         self._check_skipped(figures)
         totals = self._world.total(*(float(value) for value in sums.values()), everywhere=True)
+        (bad,) = self._world.total(self._batches.num_bad)
         seconds = waited + watch.lap()
         self.state.step += 1
         self.state.seconds += seconds
@@ -169,6 +197,7 @@ class Trainer:
             "frames_per_s": frames / seconds if frames else None,
             "step_s": seconds,
             "data_wait": waited / seconds,
+            "bad_samples": bad,
             "peak_memory_gb": peak_memory_gb(self._world.device),
             "tflop_per_s": flops / seconds / 1e12,
             "mfu": flops / seconds / peak if peak else None,
@@ -260,6 +289,7 @@ class Trainer:
             "batches": self._batches.state_dict(),
             "updates": {name: average.num_updates for name, average in self._averages.items()},
             "config": self._task.config,
+            "begun_from": self._begun_from,
         }
         self._checkpoints.save(self.state.step, self._parts(), about)
         self._write()
@@ -298,16 +328,22 @@ class Trainer:
             raise UsageError(
                 f"{self._folder} holds a training of another model: choose another --output, or remove the folder"
             )
+        if about.get("begun_from") not in (None, self._begun_from):
+            raise UsageError(
+                f"{self._folder} began with weights that have learnt on since: "
+                "remove it to train this stage anew, or take back what was changed in the one before"
+            )
         parts = self._parts()
         self._checkpoints.load(parts)
         for name, role in self._task.roles.items():
-            state = parts[name]
+            state, optimisers = parts[name], self._optimisers[name]
+            asked = [_settings(optimiser) for optimiser in optimisers]
             set_state_dict(
-                role.module,
-                self._optimisers[name],
-                model_state_dict=state["model"],
-                optim_state_dict=state["optimiser"],
+                role.module, optimisers, model_state_dict=state["model"], optim_state_dict=state["optimiser"]
             )
+            for optimiser, groups in zip(optimisers, asked, strict=True):  # as the file has them now
+                for group, settings in zip(optimiser.param_groups, groups, strict=True):
+                    group.update(settings)
         for name, average in self._averages.items():
             average.num_updates = about["updates"][name]
         self._batches.load_state_dict(about["batches"])
@@ -320,6 +356,26 @@ class Trainer:
             return None
         self._folder.mkdir(parents=True, exist_ok=True)
         return Metrics(self._folder, step=self.state.step, say=self._say, wandb=self._training.wandb)
+
+
+def _settings(optimiser: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """What each group of weights is told, without the weights."""
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimiser.param_groups]
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UsageError where a training cannot write its folder; nothing is made."""
+    there = next((place for place in (folder, *folder.absolute().parents) if place.exists()), folder)
+    if not there.is_dir():
+        raise UsageError(f"--output {folder}: {there} is a file; name a folder")
+    if not os.access(there, os.W_OK):
+        raise UsageError(f"--output {folder}: {there} cannot be written to; name another folder")
+
+
+def progress_of(folder: Path) -> str | None:
+    """How far the training is whose weights lie in ``folder``; None where that is not known."""
+    file = folder.parent / _WRITTEN
+    return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 def role_file(folder: Path, name: str) -> Path:

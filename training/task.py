@@ -36,7 +36,14 @@ class Batch(Protocol):
 
 
 class Batches(Protocol):
-    """Where batches come from: each rank its own, for ever, from a place that can be stored."""
+    """Where batches come from: each rank its own, for ever, from a place that can be stored.
+
+    Attributes:
+        num_bad: how many samples this rank could not read so far.
+    """
+
+    @property
+    def num_bad(self) -> int: ...
 
     def __iter__(self) -> Iterator[Any]: ...
 

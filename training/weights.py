@@ -128,13 +128,16 @@ def write(folder: str | Path, *, config: str, state: Mapping[str, Tensor], shard
     """Write weights (in shards of at most ``shard_bytes``, where a tensor allows) and the text of the configuration.
 
     Each file is written aside and then renamed; the configuration comes last, so that a reader never meets half a
-    model. Files of an earlier model that would be read in place of these are removed.
+    model. Where one file takes the place of another of the same kind, there is a whole model at every moment. Files of
+    an earlier model that would be read in place of these are removed.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).unlink(missing_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     shards = _shards(tensors, shard_bytes)
+    there = folder / CONFIG
+    if len(shards) > 1 or (there.is_file() and there.read_bytes() != config.encode()):
+        there.unlink(missing_ok=True)
     if len(shards) == 1:
         names = [WEIGHTS]
     else:

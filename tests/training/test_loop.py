@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from curation.errors import UsageError
+from curation.output import locked
 from tests.training.toy import ToyBatch, ToyBatches, ToyTask
-from training import offload
+from training import checkpoint, offload
+from training.checkpoint import CheckpointError
 from training.distributed import World
 from training.loop import Trainer, TrainingError
 from training.muon import Muon, orthogonal
@@ -172,6 +174,41 @@ def test_a_finished_training_is_judged_once(tmp_path: Path) -> None:
     assert [row["step"] for row in judged] == [0, 4, 6]
     assert figures["error"] == judged[-1]["held_out_error"]
     assert said[-1] == "continuing after step 6"
+
+
+def test_settings_of_an_optimiser_are_those_of_the_file_after_a_resume(tmp_path: Path) -> None:
+    like = {"learning_rate": 1e-2, "warmup_steps": 0, "schedule": "constant"}
+    _train(tmp_path, steps=4, task=ToyTask(optimiser=OptimiserSettings(**like)))  # type: ignore[arg-type]
+    other = OptimiserSettings(**like, weight_decay=0.5, betas=(0.5, 0.6), eps=1e-3)  # type: ignore[arg-type]
+    trainer = _train(tmp_path, steps=5, task=ToyTask(optimiser=other))
+    (adam,) = trainer._optimisers["model"]
+    assert [(group["betas"], group["eps"]) for group in adam.param_groups] == [((0.5, 0.6), 1e-3)] * 2
+    assert [group["weight_decay"] for group in adam.param_groups] == [0.5, 0.0]
+    assert adam.state[next(iter(trainer._task.roles["model"].module.parameters()))]["step"] == 5
+
+
+def test_two_trainings_never_write_to_one_folder(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(UsageError, match="another run is writing"):
+        _train(tmp_path)
+    assert _train(tmp_path).state.step == 8
+
+
+def test_a_full_disk_is_said_and_the_checkpoint_before_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _train(tmp_path, steps=4)
+
+    def save(state: object, checkpoint_id: Path) -> None:
+        (checkpoint_id / "torn").write_bytes(b"half")
+        raise RuntimeError("unexpected pos 704 vs 598")  # as PyTorch says it
+
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="is the disk full"):
+        patch.setattr(checkpoint, "save", save)
+        _train(tmp_path, steps=8)
+    assert _train(tmp_path, steps=8).state.step == 8
+
+
+def test_bad_samples_are_told_at_each_step(tmp_path: Path) -> None:
+    _train(tmp_path, batches=ToyBatches(num_bad=3), steps=2)
+    assert [row["bad_samples"] for row in _figures(tmp_path) if "loss" in row] == [3, 3]
 
 
 def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:

@@ -185,6 +185,7 @@ def test_held_out_videos_are_never_learnt_from(config: Path, tmp_path: Path, mon
         ("model.start=nowhere", "nowhere"),
         ("training.context_parallel=3", "context_parallel with data.buckets 5x16x16: 5 frames are 2 latents"),
         ("training.context_parallel=2", "cannot be shared by training.context_parallel"),
+        ("loss.adversarial={weight: 1.0, depth: 5}", "5x16x16 is too small for loss.adversarial of depth 5"),
         ("loss.kl=-1", "kl -1"),
         ("loss.perceptual.frames=0", "loss.perceptual.frames.*greater than or equal to 1"),
         ("loss.adversarial.start=-1", "loss.adversarial.start.*greater than or equal to 0"),
@@ -245,13 +246,55 @@ def test_where_nothing_held_out_fits_a_bucket_training_goes_on_and_says_so(confi
     said: list[str] = []
     changes = [f"data.shards={folder}", "data.held_out=0.05", "data.images=0.0", "training.steps=2"]
     train_vae(config, tmp_path / "out", changes=changes, say=said.append)
-    assert any(line.startswith("data.held_out 0.05: nothing is judged") for line in said)
+    assert any(line.startswith("data.held_out 0.05: of what is held out no sample fits a bucket") for line in said)
+    assert "nothing is judged" in said
     assert (tmp_path / "out" / "weights").is_dir()
 
 
 def test_preflight_counts_the_steps_of_all_processes(config: Path) -> None:
     steps = [look_ahead(load(config), world=world)[""].steps for world in (1, 2)]
     assert steps[1] == -(-steps[0] // 2)
+
+
+def test_a_stage_does_not_go_on_from_another_than_it_began_with(config: Path, tmp_path: Path) -> None:
+    document = yaml.safe_load(config.read_text())
+    document["stages"] = [{"name": "short", "training": {"steps": 2}}, {"name": "long", "training": {"steps": 2}}]
+    config.write_text(yaml.safe_dump(document))
+    for _ in range(2):  # again is no mistake
+        train_vae(config, tmp_path / "out", say=_quiet)
+    with pytest.raises(UsageError, match=r"long began with weights that have learnt on since: remove it"):
+        train_vae(config, tmp_path / "out", changes=["training.steps=4"], say=_quiet)
+
+
+def test_what_is_held_out_and_bad_ends_nothing(config: Path, tmp_path: Path) -> None:
+    place = tmp_path / "shards"
+
+    def pack(torn: list[str]) -> None:
+        samples = (sample(i, video_id=f"v{i}") for i in range(12))
+        write_tar(place / "0.tar", [(k, {**parts, "mp4": b"-"} if k in torn else parts) for k, parts in samples])
+
+    pack([])
+    data = dataclasses.replace(load(config)[0].config.data, shards=str(place))
+    _, judge = open_parts(data, data.held_out)
+    pack(judge.table["key"].to_pylist())
+    said: list[str] = []
+    train_vae(config, tmp_path / "out", changes=[f"data.shards={place}", "training.steps=2"], say=said.append)
+    assert any(line.startswith("data.held_out 0.2: of what is held out training stops: none of") for line in said)
+    assert "nothing is judged" in said
+    assert _weights(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["file", "file/inside"])
+def test_an_output_that_is_a_file_is_said_first(name: str, config: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="file is a file; name a folder"):
+        train_vae(config, tmp_path / name, say=_quiet)
+
+
+def test_numbers_may_be_written_as_everybody_does(config: Path) -> None:
+    config.write_text(config.read_text().replace("1.0e-3", "1e-3"))
+    assert load(config)[0].config.optimiser.learning_rate == 1e-3
+    assert load(config, changes=["optimiser.learning_rate=2E-5"])[0].config.optimiser.learning_rate == 2e-5
 
 
 def test_a_mistake_in_the_file_has_its_place(config: Path) -> None:

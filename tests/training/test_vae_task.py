@@ -205,6 +205,8 @@ def _passed(folder: Path, context_parallel: int) -> tuple[int, ...]:
 class _Batches:
     """Batches for ever, of which a rank along ``data`` reads its own."""
 
+    num_bad = 0
+
     def __init__(self, world: World) -> None:
         self._world = world
 

@@ -30,6 +30,7 @@ class ToyBatches:
     world: int = 1
     read: int = 0
     seen: list[str] = field(default_factory=list)
+    num_bad: int = 0
 
     def __iter__(self) -> Iterator[ToyBatch]:
         while True:

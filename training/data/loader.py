@@ -72,6 +72,7 @@ class _Pending:
     video: torch.Tensor
     samples: list[Future[list[Sample | Bad]]]
     is_padding: bool
+    given_up: frozenset[int] = frozenset()  # lanes that it stands in for
 
 
 class Loader:
@@ -81,8 +82,9 @@ class Loader:
     ranks make the same number of steps, also where an epoch ends between two ranks, and a state that is saved by any
     rank of any world is good for any rank of any other.
 
-    A sample that cannot be read is counted and named in ``faults``. Its batch is short; one that loses all its samples,
-    and with ``short: fill`` every one, takes those that follow in the bucket (``Batch.repeats``).
+    A sample that cannot be read is counted and named in ``faults``, once. Its batch is short; one that loses all its
+    samples, and with ``short: fill`` every one, takes those that follow in the bucket (``Batch.repeats``). Where none
+    of them can be read, a batch of another bucket is read again.
 
     Args:
         settings: what to read.
@@ -118,6 +120,7 @@ class Loader:
         self.faults.note(self._catalogue)
         self._plans: dict[int, EpochPlan] = {}
         self._position = (0, 0)  # epoch and global batch that rank 0 reads next
+        self._failed: set[int] = set()  # samples that could not be read the last time
         if not len(self.plan(0)):
             raise UsageError(f"no sample fits a bucket: {self.plan(0).assignment.dropped()}")
         self._assigned = hashlib.blake2b(self.plan(0).assignment.bucket.tobytes(), digest_size=12).hexdigest()
@@ -133,6 +136,11 @@ class Loader:
                 del self._plans[min(self._plans)]
             self._plans[epoch] = EpochPlan(self._catalogue, self.settings, epoch, like=like)
         return self._plans[epoch]
+
+    @property
+    def num_bad(self) -> int:
+        """Samples that this rank could not read so far."""
+        return self.faults.num_bad
 
     @property
     def epoch(self) -> int:
@@ -178,7 +186,7 @@ class Loader:
             epoch, index = epoch + 1, index - length
         return epoch, index
 
-    def _submit(self, epoch: int, index: int) -> _Pending:
+    def _submit(self, epoch: int, index: int, given_up: frozenset[int] = frozenset()) -> _Pending:
         import torch
 
         is_padding = self._is_over((epoch, index))
@@ -193,7 +201,7 @@ class Loader:
         samples = [
             self._pool.submit(jobs[i : i + each], video[i : i + each].numpy()) for i in range(0, len(jobs), each)
         ]
-        return _Pending(epoch, index, planned, video, samples, is_padding)
+        return _Pending(epoch, index, planned, video, samples, is_padding, given_up)
 
     def _job(self, sample: int, epoch: int, index: int, planned: Planned) -> Job:
         row = {name: self._catalogue.table[name][sample].as_py() for name in self._catalogue.table.column_names}
@@ -224,11 +232,16 @@ class Loader:
         for place, one in enumerate(made):
             self._take(place, numbers[place], one, good)
         repeats = sum(place >= len(numbers) - planned.repeats for place in good)
-        following = iter(planned.following.tolist())
+        following = (sample for sample in planned.following.tolist() if sample not in self._failed)
         while len(good) < (len(numbers) if self.settings.short == "fill" else 1):
             place = next(place for place in range(len(numbers)) if place not in good)
             if (sample := next(following, None)) is None:
-                self.faults.stop(f"none of the {len(planned.following)} samples that follow could be read either")
+                if not good:
+                    return self._instead(pending)
+                again = min(good)
+                good[place], pending.video[place] = good[again], pending.video[again]
+                repeats += 1
+                continue
             job = self._job(sample, pending.epoch, pending.index, planned)
             (one,) = self._pool.submit([job], pending.video[place : place + 1].numpy()).result()
             repeats += self._take(place, sample, one, good)
@@ -246,16 +259,30 @@ class Loader:
             is_image=planned.is_image,
             epoch=pending.epoch,
             index=pending.index,
-            repeats=repeats,
+            repeats=len(places) if pending.given_up else repeats,
             is_padding=pending.is_padding,
         )
+
+    def _instead(self, pending: _Pending) -> Batch:
+        """A batch of another bucket, again, where nothing of one can be read: a few clips end no training."""
+        plan = self.plan(pending.epoch)
+        given_up = pending.given_up | {plan.lane(pending.index)}
+        if (index := plan.instead(pending.index, {*given_up})) is None:
+            count = len(pending.planned.following)
+            self.faults.stop(f"none of the {count} samples that follow could be read either")
+        other = self._finish(self._submit(pending.epoch, index, given_up))
+        return dataclasses.replace(other, index=pending.index, is_padding=pending.is_padding)
 
     def _take(self, place: int, number: int, made: Sample | Bad, good: dict[int, tuple[Sample, str]]) -> bool:
         key = self._catalogue.table["key"][number].as_py()
         if isinstance(made, Bad):
+            if number in self._failed:  # it has been counted
+                return False
+            self._failed.add(number)
             shard = self._catalogue.shards[self._catalogue.table["shard"][number].as_py()]
             self.faults.bad(made.reason, f"{file_name(shard.url)}:{key}", made.why)
             return False
+        self._failed.discard(number)
         self.faults.good()
         good[place] = made, key
         return True

@@ -95,6 +95,15 @@ class EpochPlan:
             samples = np.concatenate([samples, following[:missing]])
         return Planned(lane.bucket, lane.is_image, samples, following[missing:], missing)
 
+    def lane(self, index: int) -> int:
+        """Which batches this one is of: those of one bucket, clips or images, have the same number."""
+        return int(self._lane_of[index])
+
+    def instead(self, index: int, lanes: set[int]) -> int | None:
+        """The next batch, from this one on and round, that is of none of these lanes."""
+        others = np.flatnonzero(~np.isin(np.roll(self._lane_of, -index), [*lanes]))
+        return (index + int(others[0])) % len(self) if len(others) else None
+
     def counts(self) -> dict[tuple[int, bool], tuple[int, int]]:
         """(bucket, images) -> (samples, batches)."""
         return {(lane.bucket, lane.is_image): (len(lane.samples), len(lane)) for lane in self._lanes}

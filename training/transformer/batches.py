@@ -85,6 +85,8 @@ class LatentBatches:
         prefetch: groups that are read ahead.
     """
 
+    num_bad = 0  # what cannot be read is found, and said, when it is encoded
+
     def __init__(
         self,
         samples: Sequence[Sample],

@@ -15,7 +15,7 @@ from training.data.held_out import open_parts
 from training.data.preflight import preflight
 from training.data.settings import DataSettings
 from training.distributed import World, find_world, joined
-from training.loop import WEIGHTS, Trainer
+from training.loop import WEIGHTS, Trainer, check_folder, progress_of
 from training.metrics import check_wandb
 from training.settings import STRICT, OptimiserSettings, Training, TrainingStage, load_stages
 from training.transformer.attention import attention
@@ -126,6 +126,7 @@ def train_transformer(
         UsageError: the request is wrong; said before work starts.
     """
     stages = load(file, changes=changes)
+    check_folder(output)
     for stage in stages:  # that the last one asks for a score that no clip has is not to be found out after days
         train, _ = open_parts(stage.config.data, stage.config.data.held_out)
         preflight(stage.config.data, catalogue=train)
@@ -141,7 +142,8 @@ def train_transformer(
             cache = Path(config.cache) if config.cache else output / "cache"
             ready = prepare(config, cache=cache, before=None if encode_only else before, world=world, say=say)
             if not encode_only:
-                figures = _train(config, ready, folder, world, say)
+                begun_from = progress_of(before) if before is not None else None
+                figures = _train(config, ready, folder, world, say, begun_from=begun_from)
             before = folder / WEIGHTS
     return figures
 
@@ -157,7 +159,13 @@ def on_worker(request: dict[str, Any]) -> None:
 
 
 def _train(
-    config: TransformerTraining, ready: Ready, folder: Path, world: World, say: Callable[[str], None]
+    config: TransformerTraining,
+    ready: Ready,
+    folder: Path,
+    world: World,
+    say: Callable[[str], None],
+    *,
+    begun_from: str | None,
 ) -> dict[str, float]:
     torch.manual_seed(config.training.seed)
     models = ready.models
@@ -200,7 +208,8 @@ def _train(
     with warnings.catch_warnings():
         # A pack's outputs are parts of one tensor; nothing changes them in place, of which FSDP warns.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-        return Trainer(task, batches, config.training, folder=folder, world=world, say=say).train()
+        trainer = Trainer(task, batches, config.training, folder=folder, world=world, say=say, begun_from=begun_from)
+        return trainer.train()
 
 
 train = train_transformer

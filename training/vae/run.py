@@ -15,18 +15,20 @@ from curation.errors import UsageError
 from curation.model_files import is_path
 from shards.read import Catalogue
 from training import weights
+from training.data.faults import BadDataError
 from training.data.held_out import open_parts
 from training.data.loader import Batch, Loader
 from training.data.preflight import Preflight, preflight
-from training.data.settings import DataSettings
+from training.data.settings import Bucket, DataSettings
 from training.distributed import World, check_division, find_world, joined, num_processes
-from training.loop import WEIGHTS, Trainer, role_file
+from training.loop import WEIGHTS, Trainer, check_folder, progress_of, role_file
 from training.metrics import check_wandb
 from training.parallel import split_frames
 from training.perceptual import Perceptual
 from training.pretrained import fetch
 from training.settings import STRICT, OptimiserSettings, Training, TrainingStage, load_stages
 from training.vae.config import VAEConfig, size
+from training.vae.discriminator import Discriminator
 from training.vae.model import VAE, checkpoint_blocks
 from training.vae.settings import LossSettings, ModelSettings
 from training.vae.task import DISCRIMINATOR, VAETask
@@ -62,13 +64,27 @@ class VAETraining:
                     f"data.buckets: {bucket} does not fit the VAE, which takes 4k+1 frames (such as 17) "
                     f"of sides divisible by 8"
                 )
-        for bucket in self.data.buckets:
             try:
                 split_frames(bucket.frames, self.training.context_parallel)
             except ValueError as error:
                 raise UsageError(f"training.context_parallel with data.buckets {bucket}: {error}") from error
+            if self.loss.adversarial.weight:
+                self._check_discriminator(bucket)
         if self.training.context_parallel > 1 and self.data.images:
             raise UsageError("data.images: the one frame of an image cannot be shared by training.context_parallel")
+
+    def _check_discriminator(self, bucket: Bucket) -> None:
+        like = self.loss.adversarial
+        with torch.device("meta"):  # where nothing is computed
+            discriminator = Discriminator(width=like.width, depth=like.depth, time_depth=like.time_depth)
+            for frames in [min(bucket.frames, like.frames), *([1] if self.data.images else [])]:
+                try:
+                    discriminator(torch.empty(1, 3, frames, bucket.height, bucket.width))
+                except RuntimeError as error:
+                    raise UsageError(
+                        f"data.buckets: {bucket} is too small for loss.adversarial of depth {like.depth}, "
+                        f"time_depth {like.time_depth}: lower them, or start with larger pictures"
+                    ) from error
 
 
 def load(file: Path, *, changes: Sequence[str] = ()) -> list[TrainingStage[VAETraining]]:
@@ -110,6 +126,7 @@ def train_vae(
         UsageError: the request is wrong; said before work starts.
     """
     stages = load(file, changes=changes)
+    check_folder(output)
     for stage in stages:
         check_division(num_processes(), stage.config.training.context_parallel)
     figures: dict[str, float] = {}
@@ -123,7 +140,8 @@ def train_vae(
             start = str(output / before.name / WEIGHTS) if before is not None and goes_on else config.model.start
             if stage.name and world.is_first:
                 say(f"stage {stage.name}")
-            figures = _train(config, start, folder, world, say)
+            begun_from = progress_of(Path(start)) if goes_on and start else None
+            figures = _train(config, start, folder, world, say, begun_from=begun_from)
             before = stage
     return figures
 
@@ -151,20 +169,25 @@ def on_worker(request: dict[str, Any]) -> None:
 
 
 def _train(
-    config: VAETraining, start: str | None, folder: Path, world: World, say: Callable[[str], None]
+    config: VAETraining,
+    start: str | None,
+    folder: Path,
+    world: World,
+    say: Callable[[str], None],
+    *,
+    begun_from: str | None,
 ) -> dict[str, float]:
     torch.manual_seed(config.training.seed)
     vae = VAE.from_pretrained(fetch(start, "vae")) if start else VAE(size(str(config.model.size)))
     if config.training.save_memory:
         checkpoint_blocks(vae)
     train, judge = open_parts(config.data, config.data.held_out)
-    ranks: dict[str, int] = {"rank": world.data_rank, "world": world.data_size}
-    with Loader(config.data, catalogue=train, **ranks) as batches:
-        held_out = _held_out(config.data, judge, ranks, say if world.is_first else lambda text: None)
+    with Loader(config.data, catalogue=train, rank=world.data_rank, world=world.data_size) as batches:
+        held_out = _held_out(config.data, judge, world, say if world.is_first else lambda text: None)
         task = VAETask(vae, config.loss, config.optimiser, world=world, held_out=held_out)
         if start:
             _take_along(task, Path(start), say if world.is_first else lambda text: None)
-        trainer = Trainer(task, batches, config.training, folder=folder, world=world, say=say)
+        trainer = Trainer(task, batches, config.training, folder=folder, world=world, say=say, begun_from=begun_from)
         figures = trainer.train()
         if batches.faults.num_bad:  # each rank reads others
             say(f"bad samples{f' of rank {world.rank}' if world.size > 1 else ''}: {batches.faults}")
@@ -183,20 +206,27 @@ def _take_along(task: VAETask, start: Path, say: Callable[[str], None]) -> None:
         say(f"loss.adversarial: {file} is of another width or depth; a new discriminator begins")
 
 
-def _held_out(data: DataSettings, judge: Catalogue, ranks: dict[str, int], say: Callable[[str], None]) -> list[Batch]:
+def _held_out(data: DataSettings, judge: Catalogue, world: World, say: Callable[[str], None]) -> list[Batch]:
     """Batches to judge by: the same at every judgement."""
     if not len(judge):
         return []
-    settings = dataclasses.replace(data, crop="center", flip=0.0, zoom=1.0, prefetch=1, workers=min(1, data.workers))
+    settings = dataclasses.replace(
+        data, crop="center", flip=0.0, zoom=1.0, prefetch=1, workers=min(1, data.workers), max_bad=1.0
+    )
     # A number of batches, not of samples: every rank has as many, for they judge together.
-    count = max(1, _JUDGED // (data.buckets[0].batch_size * ranks["world"]))
-    try:
-        loader = Loader(settings, catalogue=judge, epochs=1, **ranks)
-    except UsageError as error:  # training can do without
-        say(f"data.held_out {data.held_out:g}: nothing is judged, for of what is held out {error}")
+    count, batches, wrong = max(1, _JUDGED // (data.buckets[0].batch_size * world.data_size)), list[Batch](), ""
+    try:  # training can do without
+        with Loader(settings, catalogue=judge, epochs=1, rank=world.data_rank, world=world.data_size) as loader:
+            batches = list(itertools.islice(loader, count))
+            wrong = str(loader.faults) if loader.num_bad else ""
+    except (UsageError, BadDataError) as error:
+        wrong = str(error)
+    if wrong:
+        say(f"data.held_out {data.held_out:g}: of what is held out {wrong}")
+    if not all(world.of_all(bool(batches))):
+        say("nothing is judged")
         return []
-    with loader:
-        return list(itertools.islice(loader, count))
+    return batches
 
 
 train = train_vae

@@ -170,7 +170,7 @@ class VAETask(Task):
         loss = hinge_loss(*verdicts)
         figures = {"discriminator": loss, "real": verdicts[0].mean(), "fake": verdicts[1].mean()}
         if weight := self._settings.adversarial.penalty:
-            figures["penalty"] = gradient_penalty(self._discriminator, real)
+            figures["penalty"] = gradient_penalty(self._discriminator.forward, real)  # not compiled
             loss = loss + 0.5 * weight * figures["penalty"]
         return Loss(loss / ranks, {name: value.detach() / ranks for name, value in figures.items()})
 

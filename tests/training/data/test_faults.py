@@ -17,6 +17,7 @@ from tests.training.data.made import clip, numbers, row, sample, settings, take,
 from training.data.decode import Bad, Decoder, Job, Sample
 from training.data.faults import BadDataError, Faults
 from training.data.loader import Batch, Loader
+from training.data.settings import Bucket
 
 
 def damaged(data: bytes, share: float = 0.5) -> bytes:
@@ -127,6 +128,34 @@ def test_a_batch_that_loses_all_its_samples_takes_the_next_of_its_bucket(tmp_pat
         filled = list(loader)
     assert [batch.keys for batch in filled] == [["clip-0000", "clip-0003"], ["clip-0003", "clip-0000"]]
     assert [batch.repeats for batch in filled] == [1, 1]
+
+
+def test_a_bad_clip_alone_in_its_bucket_is_counted_once_and_ends_nothing(tmp_path: Path) -> None:
+    long = broken(5, mp4=b"nothing", json=row(60))
+    write_tar(tmp_path / "0.tar", [*(sample(i) for i in range(5)), long])
+    buckets = [Bucket(frames=frames, height=64, width=384, batch_size=2) for frames in (9, 41)]
+    wanted = settings(tmp_path, buckets=buckets, bad_at_least=1, max_bad=0.0)
+    with Loader(wanted, workers=0, epochs=3) as loader:
+        batches = list(loader)
+        assert [len(loader.plan(epoch)) for epoch in (1, 2)] == [4, 4]
+    assert len(batches) == 12
+    assert (loader.num_bad, loader.faults.reasons["undecodable"]) == (1, 1)
+    instead = [batch for batch in batches if batch.repeats]
+    assert len(instead) == 3
+    assert all(batch.repeats == len(batch) and batch.bucket == buckets[0] for batch in instead)
+    once = [key for batch in batches if not batch.repeats for key in batch.keys]
+    assert sorted(once) == sorted(3 * [f"clip-{i:04d}" for i in range(5)])
+    assert [batch.index for batch in batches] == 3 * [0, 1, 2, 3]
+
+
+def test_a_full_batch_repeats_what_there_is(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", [sample(0), *(broken(i, mp4=b"nothing") for i in (1, 2, 3))])
+    with Loader(settings(tmp_path, shuffle=False, short="fill"), workers=0, epochs=1) as loader:
+        (batch,) = list(loader)
+    assert batch.keys == ["clip-0000"] * 4
+    assert batch.repeats == 3
+    assert len({tuple(shown) for shown in numbers(batch)}) == 1
+    assert loader.num_bad == 3
 
 
 def test_too_many_bad_samples_stop_training_and_are_named(tmp_path: Path) -> None:
