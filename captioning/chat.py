@@ -241,11 +241,16 @@ def generate(
         model, processor: as ``load`` gives them.
         temperature: 0 always takes the likeliest token. Above it, answers depend on what is asked together.
         seed: of what is drawn.
+
+    Raises:
+        ValueError: a question and its answer may together be longer than what the model reads.
     """
     import torch
 
     tokenizer = tokenizer_of(processor)
-    batch = encode(processor, requests).to(model.device)
+    batch = encode(processor, requests)
+    _check_length(model, requests, batch["attention_mask"].sum(dim=1).tolist())
+    batch = batch.to(model.device)
     for name, value in batch.items():
         if torch.is_tensor(value) and value.is_floating_point():
             batch[name] = value.to(model.dtype)
@@ -274,6 +279,16 @@ def generate(
         used = len(tokens) if length is None else length + 1
         replies.append(Reply(text=text, cut_off=length is None, prompt_tokens=int(mask.sum()), completion_tokens=used))
     return replies
+
+
+def _check_length(model: Any, requests: Sequence[Request], lengths: Sequence[int]) -> None:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for request, length in zip(requests, lengths, strict=True):
+        if limit is not None and length + request.max_tokens > limit:  # transformers would go on, and say nonsense
+            raise ValueError(
+                f"a question of {length} tokens with up to {request.max_tokens} of an answer is more than the {limit} "
+                "that the model reads: show it fewer or smaller frames, or lower max_tokens"
+            )
 
 
 def end_tokens(model: Any, processor: Any) -> set[int]:

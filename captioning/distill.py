@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import math
 import os
 import shutil
 import time
@@ -24,9 +25,9 @@ from captioning.captioner import LOCAL_FILES
 from captioning.chat import check_whole, kind_of, load_processor, takes_images
 from captioning.examples import Encoder, Example, Sheets, digest, read_examples, split, without_long
 from captioning.question import RECORD, Question
-from captioning.tuning import Settings, Tuned, prepare, rate_at
+from captioning.tuning import Settings, Tuned, prepare, rate_at, steps_of
 from curation.devices import find_device
-from curation.errors import UsageError
+from curation.errors import CutroomError, UsageError
 from curation.model_files import check_safetensors, identity
 from curation.output import locked
 
@@ -34,6 +35,10 @@ LOG = "log.jsonl"
 _TRAINING = ".training"
 _PACKAGES = {"torch": "torch", "transformers": "transformers", "peft": "peft", "PIL": "pillow"}
 Say = Callable[[str], None]
+
+
+class DivergedError(CutroomError, RuntimeError):
+    """Weights have become no numbers: nothing that is worth keeping will come of it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,6 +106,7 @@ def distill(
 
     Raises:
         UsageError: the request cannot be met. The message says why.
+        DivergedError: the learning rate is too high for this model.
     """
     question, settings, output = question or Question(), settings or Settings(), Path(output)
     _check_request(base, settings, device)
@@ -225,8 +231,8 @@ def _train(
         say(f"continuing after step {state.step}")
     else:
         say(f"{len(learnt)} clips to learn from, {len(held_out)} of other videos held out; {tuned.describe()}")
-    steps_per_epoch = max(1, len(learnt) // (settings.batch * settings.accumulate))
-    total = None if settings.minutes else max(1, round(settings.epochs * steps_per_epoch))
+    total = steps_of(settings, len(learnt))
+    evaluate_every = settings.evaluate_every or (100 if total is None else min(100, max(1, total // 10)))
     began = time.monotonic() - state.seconds
     losses: list[float] = []
     for chosen in itertools.islice(_order(learnt, settings), state.step, None):
@@ -234,17 +240,11 @@ def _train(
         share = state.step / total if total else state.seconds / (60 * (settings.minutes or 1))
         if state.stopped or share >= 1:
             break
-        losses.append(tuned.learn(encoder, chosen, rate=rate_at(settings, state.step, share)))
+        losses.append(tuned.learn(encoder, chosen, rate=rate_at(settings, state.step, share, total)))
+        _check_finite(losses[-1], state.step, settings)
         state.step += 1
-        if state.step % settings.evaluate_every == 0 or state.step == total:
-            state.losses.append(
-                {
-                    "step": state.step,
-                    "seconds": round(time.monotonic() - began, 1),
-                    "loss": sum(losses) / len(losses),
-                    "held_out_loss": tuned.judge(encoder, judged),
-                }
-            )
+        if state.step % evaluate_every == 0 or state.step == total:
+            state.losses.append(_judgement(tuned, encoder, judged, losses, state.step, time.monotonic() - began))
             losses = []
             samples = _samples(tuned, encoder, judged[: settings.samples])
             log.write({**state.losses[-1], "samples": samples})
@@ -254,14 +254,7 @@ def _train(
             tuned.checkpoint(folder, state)
     stopped = state.stopped or ("epochs" if total else "minutes")
     if losses:  # the budget ended between two evaluations
-        state.losses.append(
-            {
-                "step": state.step,
-                "seconds": round(state.seconds, 1),
-                "loss": sum(losses) / len(losses),
-                "held_out_loss": tuned.judge(encoder, judged),
-            }
-        )
+        state.losses.append(_judgement(tuned, encoder, judged, losses, state.step, state.seconds))
         log.write(state.losses[-1])
         tuned.checkpoint(folder, state)
     best = tuned.take_best(folder, state)
@@ -271,6 +264,24 @@ def _train(
     _save(tuned, found, output)
     say(f"stopped by {stopped} after {state.step} steps; kept step {best}; written to {output}")
     return found
+
+
+def _judgement(
+    tuned: Tuned, encoder: Encoder, judged: Sequence[Example], losses: Sequence[float], step: int, seconds: float
+) -> dict[str, float]:
+    """An entry of ``Distilled.losses``."""
+    held_out = tuned.judge(encoder, judged)
+    _check_finite(held_out, step, tuned.settings)
+    mean = sum(losses) / len(losses)
+    return {"step": step, "seconds": round(seconds, 1), "loss": mean, "held_out_loss": held_out}
+
+
+def _check_finite(loss: float, step: int, settings: Settings) -> None:
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"the loss at step {step} is {loss}: name a --learning-rate below {rate_at(settings, step, 0.0):g} "
+            "and a new --output"
+        )
 
 
 def _order(learnt: Sequence[Example], settings: Settings) -> Iterator[list[Example]]:

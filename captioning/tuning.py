@@ -40,11 +40,11 @@ class Settings:
         batch, accumulate: clips that are computed together, and such batches per step.
         epochs: how often each clip is learnt from.
         minutes: train for so long, whatever the epochs. Not exactly repeatable.
-        warmup_steps: until the learning rate is at its highest.
+        warmup_steps: until the learning rate is at its highest; at most a tenth of so many epochs.
         decay: the last share of the training, in which the learning rate falls to nothing.
         clip_norm: gradients are scaled down to this length.
         held_out: share of the videos that are not learnt from; ``judged`` of their clips are looked at, ``samples`` of
-            them captioned, every ``evaluate_every`` steps.
+            them captioned, every ``evaluate_every`` steps; null: ten times in so many epochs, or every 100 steps.
         patience: evaluations without a better one until training stops; null: never.
         rank, alpha, dropout: of lora.
         save_memory: compute activations again instead of keeping them; takes a third longer.
@@ -65,7 +65,7 @@ class Settings:
     held_out: float = 0.1
     judged: int = 256
     samples: int = 4
-    evaluate_every: int = 100
+    evaluate_every: int | None = None
     patience: int | None = 5
     rank: int = 16
     alpha: int = 32
@@ -83,10 +83,10 @@ class Settings:
         if self.optimiser == "muon" and self.method != "full":
             raise UsageError("optimiser muon is for method full: what lora adds to a weight is no matrix by itself")
         # Comparisons are such that nan, which answers no to all, is refused too.
-        for name in ("batch", "accumulate", "epochs", "clip_norm", "judged", "evaluate_every", "rank", "alpha"):
+        for name in ("batch", "accumulate", "epochs", "clip_norm", "judged", "rank", "alpha"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name} {getattr(self, name):g}: a number above 0 is meant")
-        for name in ("learning_rate", "minutes", "patience"):
+        for name in ("learning_rate", "minutes", "patience", "evaluate_every"):
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise UsageError(f"{name} {value:g}: a number above 0 is meant")
         if not 0 <= self.dropout < 1:
@@ -95,10 +95,18 @@ class Settings:
             raise UsageError(f"held_out {self.held_out:g}: a share between 0 and 1 is meant")
 
 
-def rate_at(settings: Settings, step: int, share: float) -> float:
-    """The learning rate of a step. ``share``: of the training that is over."""
+def steps_of(settings: Settings, num_clips: int) -> int | None:
+    """How many steps it takes to learn from so many clips; None where minutes decide."""
+    if settings.minutes:
+        return None
+    return max(1, round(settings.epochs * num_clips / (settings.batch * settings.accumulate)))
+
+
+def rate_at(settings: Settings, step: int, share: float, total: int | None = None) -> float:
+    """The learning rate of a step. ``share``: of the training that is over; ``total``: its steps, where known."""
     highest = settings.learning_rate or _LEARNING_RATES[settings.method]
-    warm = min(1.0, (step + 1) / max(1, settings.warmup_steps))
+    warmup = settings.warmup_steps if total is None else min(settings.warmup_steps, total // 10)
+    warm = min(1.0, (step + 1) / max(1, warmup))
     left = (1 - share) / settings.decay if settings.decay else 1.0
     return highest * warm * max(0.02, min(1.0, left))
 

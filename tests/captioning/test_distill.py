@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -21,13 +22,13 @@ from PIL import Image
 
 from benchmarks.distill import Asked, accuracy, captions_by, shuffle_captions
 from captioning.chat import generate, load, load_processor, tokenizer_of
-from captioning.distill import LOG, RECORD, Distilled, distill
+from captioning.distill import LOG, RECORD, Distilled, DivergedError, distill
 from captioning.examples import Encoder, Example, Sheets, read_examples, split, without_long
 from captioning.prompts import Prompt
 from captioning.question import Question, read_question
 from captioning.small import Size, make_small
 from captioning.stages import Caption
-from captioning.tuning import Settings, Tuned, prepare
+from captioning.tuning import Settings, Tuned, prepare, rate_at, steps_of
 from captioning.world import PROMPT, make_world
 from curation.curate import attach_sheets
 from curation.errors import UsageError
@@ -151,7 +152,7 @@ def test_the_record_says_what_was_learnt(finished: Path, world: Path, base: str)
     assert record["question"] == {"prompt": PROMPT, "frames": 8, "long_side_px": 448, "max_tokens": 24}
     assert (record["caption_versions"], record["caption_models"]) == (["v1"], ["truth"])
     assert record["stopped"] == "epochs"
-    assert record["steps"] == (80 - len(record["held_out"])) // 8 * 2
+    assert record["steps"] == round(2 * (80 - len(record["held_out"])) / 8)
     assert record["losses"][-1]["held_out_loss"] < record["losses"][0]["held_out_loss"]
     best = min(record["losses"], key=lambda entry: entry["held_out_loss"])
     assert record["best_step"] == best["step"]
@@ -180,7 +181,7 @@ def test_a_clip_with_a_torn_picture_is_left_out_and_counted(base: str, tmp_path:
     assert (done.num_torn, done.num_without_sheet, done.num_clips) == (2, 0, 40)
     assert f"2 clips are left out, a picture of theirs cannot be decoded; the first is {torn[0]}" in said
     learnt = 40 - len(set(done.held_out) | set(torn))
-    assert done.steps == learnt // 8 * 2
+    assert done.steps == round(2 * learnt / 8)
     assert json.loads((tmp_path / "model" / RECORD).read_text())["num_torn"] == 2
 
 
@@ -361,6 +362,22 @@ def test_training_stops_where_nothing_gets_better(world: Path, base: str, tmp_pa
     assert done.steps == done.best_step + 3
 
 
+def test_a_training_that_diverges_says_so_and_leaves_no_model(world: Path, base: str, tmp_path: Path) -> None:
+    settings = dataclasses.replace(QUICK, learning_rate=1e30)
+    with pytest.raises(DivergedError, match=r"the loss at step \d+ is (nan|inf): name a --learning-rate below"):
+        distill(world, base, tmp_path / "model", question=QUESTION, settings=settings)
+    assert not (tmp_path / "model" / RECORD).exists()
+    assert not (tmp_path / "model" / "config.json").exists()
+
+
+@pytest.mark.parametrize(("num_clips", "total", "warm"), [(3, 1, 1), (90, 17, 1), (900, 169, 16), (9000, 1688, 50)])
+def test_small_sets_are_learnt_from_as_often_and_as_fast(num_clips: int, total: int, warm: int) -> None:
+    settings = Settings(learning_rate=1.0)
+    assert steps_of(settings, num_clips) == total
+    rates = [rate_at(settings, step, step / total, total) for step in range(total)]
+    assert next(step for step, rate in enumerate(rates, 1) if rate == 1.0) == warm
+
+
 def test_accumulated_batches_learn_as_one(world: Path, base: str, tmp_path: Path) -> None:
     import torch
 
@@ -444,7 +461,7 @@ def test_captions_that_break_off_refusals_and_long_ones_are_not_learnt(base: str
     assert f"3 clips are left out for their captions; the first is {names[0]}, which breaks off" in said
     assert (done.num_flawed, done.num_clips) == (3, 40)
     assert not set(names[:3]) & set(done.held_out)
-    assert done.steps == (37 - len(done.held_out)) // 8 * 2
+    assert done.steps == round(2 * (37 - len(done.held_out)) / 8)
     longest = max(len(tokens) for tokens in tokens_of(base, [e.caption for e in read_examples(store.root)][3:]))
     assert longest < QUESTION.max_tokens, "others are long, too"
 

@@ -74,6 +74,13 @@ def test_a_question_that_cannot_be_answered_fails_alone(models: dict[str, Path])
     assert len(answers) == 5
 
 
+def test_a_question_longer_than_the_model_reads_fails_alone(models: dict[str, Path]) -> None:
+    long = Request(prompt="word " * 3000, max_tokens=6)
+    answers = dict(backend(models["llama"], batch_size=2).ask([Request(prompt=VIDEO, max_tokens=6), long]))
+    assert isinstance(answers[0], Reply)
+    assert "more than the 2048 that the model reads" in str(answers[1])
+
+
 def test_what_is_drawn_depends_on_the_seed(models: dict[str, Path]) -> None:
     def said(seed: int) -> str:
         drawing = backend(models["llama"], Sampling(temperature=1.0, seed=seed))
