@@ -27,13 +27,14 @@ class Question:
         max_tokens: of the answer.
 
     With the defaults a Qwen2.5-VL reads and writes less than a fifth of the tokens of version 1's calls, by the figures
-    of ``benchmarks/caption_cost.py``. What is paid for it: motion between frames more than a second apart in clips of
-    ten seconds, and small print. 16 frames of 640 px take about half of version 1's tokens.
+    of ``benchmarks/caption_cost.py``, for pictures from 16:9 to square with a long side of 640 px or more; up to 29%
+    for smaller ones, which its processor enlarges. What is paid for it: motion between frames more than a second apart
+    in clips of ten seconds, and small print. 16 frames of 640 px take about half of version 1's tokens.
     """
 
     prompt: str = "Describe this video."
     frames: int = 8
-    long_side_px: int | None = 448
+    long_side_px: int | None = 420
     max_tokens: int = 320  # as version 1 has them, so that no caption is learnt longer than it may be written
 
     def seen(self, sheet: Sequence[tuple[float, bytes]]) -> Sequence[tuple[float, bytes]]:

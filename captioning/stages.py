@@ -113,7 +113,7 @@ class Caption(Captioner):
             a model as it comes, a single step as in Open-Sora.
         camera: v1 only: hand the camera's motion, as the stage ``motion`` has measured it, to the language model.
         max_frames, long_side_px: v2 and direct: how many frames, spread over the clip, and to what size larger ones are
-            scaled down. By default 8 of 448 px for v2, as ``distill`` teaches it; 16 as they are for direct.
+            scaled down. By default 8 of 420 px for v2, as ``distill`` teaches it; 16 as they are for direct.
         see: v2 and direct: the frames as one video, or as several images, as for ``short_caption``.
         prompt: by version: summary-1, video-1, or images-1 where images are seen.
 

@@ -316,7 +316,7 @@ def test_version_2_is_asked_as_a_model_is_taught_by_default() -> None:
     taught, direct = Caption(model=model, version="v2"), Caption(model=model, version="direct")
     assert dataclasses.replace(taught.question, prompt="?", max_tokens=1) == Question(prompt="?", max_tokens=1)
     assert (direct.question.frames, direct.question.long_side_px) == (16, None)
-    assert taught.settings()["long_side_px"] == 448, "another default must be another mark"
+    assert taught.settings()["long_side_px"] == 420, "another default must be another mark"
     chosen = Caption(model=model, version="v2", max_frames=3, long_side_px=99).question
     assert (chosen.frames, chosen.long_side_px) == (3, 99)
 

@@ -120,11 +120,11 @@ def test_a_sheet_of_many_frames_is_thinned_evenly() -> None:
 
 
 def test_large_pictures_are_scaled_down_and_small_ones_are_not_touched() -> None:
-    sheet = [(0.0, tiny.jpeg(1, width=640, height=360)), (0.5, tiny.jpeg(2, width=448, height=252))]
+    sheet = [(0.0, tiny.jpeg(1, width=640, height=360)), (0.5, tiny.jpeg(2, width=420, height=236))]
     request = Question().of(sheet)
     small = Image.open(io.BytesIO(request.images[0]))
-    assert small.size == (448, 252)
-    expected = Image.open(io.BytesIO(sheet[0][1])).resize((448, 252), Image.Resampling.BOX)
+    assert small.size == (420, 236)
+    expected = Image.open(io.BytesIO(sheet[0][1])).resize((420, 236), Image.Resampling.BOX)
     assert np.abs(np.asarray(small, int) - np.asarray(expected, int)).mean() < 3
     assert request.images[1] == sheet[1][1]
     assert Question().of([(0.0, b"\xff\xd8torn")]).images == (b"\xff\xd8torn",), "one clip must not stop the others"
@@ -149,7 +149,7 @@ def test_the_record_says_what_was_learnt(finished: Path, world: Path, base: str)
     record = json.loads((finished / RECORD).read_text())
     assert record["held_out"] == [e.clip_id for e in split(read_examples(world), 0.1)[1]]
     assert (record["run"], record["base"], record["num_clips"]) == (str(world), base, 80)
-    assert record["question"] == {"prompt": PROMPT, "frames": 8, "long_side_px": 448, "max_tokens": 24}
+    assert record["question"] == {"prompt": PROMPT, "frames": 8, "long_side_px": 420, "max_tokens": 24}
     assert (record["caption_versions"], record["caption_models"]) == (["v1"], ["truth"])
     assert record["stopped"] == "epochs"
     assert record["steps"] == round(2 * (80 - len(record["held_out"])) / 8)
