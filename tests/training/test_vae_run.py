@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -381,6 +382,24 @@ def test_two_processes_are_started_and_learn_together(config: Path, tmp_path: Pa
     assert done.stdout.count("Weights:") == 1
     assert done.stdout.count("steps in an epoch") == 1
     assert _weights(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_kill_9_of_the_launcher_ends_its_processes(config: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    arguments = ["train", "vae", str(config), "--output", str(output), "--set", "training.steps=1000000"]
+    command = [sys.executable, "-m", "curation.cli", *arguments, "--num-processes", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    until = time.monotonic() + 120
+    while not (output / "metrics.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    children = psutil.Process(running.pid).children(recursive=True)
+    assert len(children) >= 3, "torchrun and its two"
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
 
 
 @pytest.mark.slow
