@@ -158,17 +158,17 @@ def reconstruct(
 
     from training.vae.evaluate import Reconstructor, write
 
-    console, count = Console(highlight=False, soft_wrap=True), 0
+    console, written, failed = Console(highlight=False, soft_wrap=True), set[str](), 0
     model = Reconstructor(weights, _look(frames, height, width, chunk, tiled, None), device=device)
     for found in model.each(source, limit=limit):
         if isinstance(found, str):
             console.print(f"failed: {escape(found)}")
+            failed += 1
             continue
-        paths = write(found, output)
+        paths = write(found, output, written)
         said = ", ".join(f"{name} {value:.4g}" for name, value in found.figures.items() if value is not None)
         console.print(f"{escape(str(paths[0]))}: {said}")
-        count += 1
-    raise typer.Exit(0 if count else 1)
+    raise typer.Exit(0 if written and not failed else 1)
 
 
 @vae.command("eval")
@@ -211,7 +211,7 @@ def evaluate(
         console.print(f"{len(figures)} samples")
         for name, value in result.items():
             console.print(f"  {name}: {'unknown' if value is None else f'{value:.4g}'}")
-    raise typer.Exit(0 if figures else 1)
+    raise typer.Exit(0 if figures and not failed else 1)
 
 
 def _look(frames: int, height: int, width: int, chunk: int, tiled: bool, lpips: str | None) -> Look:
@@ -248,11 +248,12 @@ def _run(
     from training import launch
 
     run = importlib.import_module(f"training.{kind}.run")
+    weights = [output / stage.name / "weights" for stage in run.load(file, changes=changes)]
     if engine is Launcher.ray:
         request: dict[str, Any] = {"file": str(file.absolute()), "output": str(output.absolute()), "changes": changes}
         request |= {"encode_only": True} if encode_only else {}
         launch.on_ray(run.on_worker, request, num_workers=num_processes, address=address)
-        _say_end(output, {}, json=json)
+        _say_end(weights, output, {}, json=json)
         return
     if num_processes > 1:
         arguments = ["train", kind, str(file), "--output", str(output), *(["--encode-only"] if encode_only else [])]
@@ -263,7 +264,7 @@ def _run(
     work = functools.partial(run.train, encode_only=True) if encode_only else run.train
     figures = work(file, output, changes=changes, say=_progress(quiet=json))
     if launch.is_first():
-        _say_end(output, figures, json=json)
+        _say_end(weights, output, figures, json=json)
 
 
 def _progress(*, quiet: bool) -> Callable[[str], None]:
@@ -274,21 +275,21 @@ def _progress(*, quiet: bool) -> Callable[[str], None]:
     return lambda text: console.print(escape(text))
 
 
-def _say_end(output: Path, figures: dict[str, float], *, json: bool) -> None:
-    """A short summary, and what to do next."""
+def _say_end(weights: list[Path], output: Path, figures: dict[str, float], *, json: bool) -> None:
+    """A short summary, and what to do next. ``weights``: of the stages, in their order."""
     import json as jsonlib
 
     from rich.console import Console
     from rich.markup import escape
 
-    weights = sorted(str(path) for path in output.glob("**/weights") if path.is_dir())
+    there = [str(path) for path in weights if path.is_dir()]
     if json:
-        typer.echo(jsonlib.dumps({"output": str(output), "weights": weights, "figures": figures}))
+        typer.echo(jsonlib.dumps({"output": str(output), "weights": there, "figures": figures}))
         return
     console = Console(highlight=False, soft_wrap=True)
     for name, value in figures.items():
         console.print(f"  {name}: {value:.4g}")
-    last = weights[-1] if weights else str(output)
+    last = there[-1] if there else str(output)
     is_pipeline = Path(last, "model_index.json").is_file()
     opens = "CogVideoXPipeline" if is_pipeline else "AutoencoderKLCogVideoX"
     console.print(f"Weights: {escape(last)} (diffusers' {opens} opens them)")

@@ -19,6 +19,8 @@ from training.settings import STRICT
 
 _TRUNKS = {"vgg": "VGG16_Weights", "alex": "AlexNet_Weights", "squeeze": "SqueezeNet1_1_Weights"}
 
+LEAST_SIDES = {"vgg": 16, "alex": 31, "squeeze": 17}  # px: the trunk leaves nothing of less
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PerceptualSettings:
@@ -38,6 +40,14 @@ class PerceptualSettings:
     network: Literal["vgg", "alex", "squeeze"] = "vgg"
     trunk: str | None = None
     frames: Annotated[int, Ge(1)] | None = None
+
+
+def check_sides(settings: PerceptualSettings, height: int, width: int) -> None:
+    """Raises UsageError for pictures that are too small for the network."""
+    least = LEAST_SIDES[settings.network]
+    if min(height, width) < least:
+        size = f"{height}x{width}"
+        raise UsageError(f"LPIPS by {settings.network} takes pictures of at least {least} px a side, not {size}")
 
 
 class Perceptual(nn.Module):

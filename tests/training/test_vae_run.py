@@ -358,6 +358,55 @@ def test_each_sample_of_shards_is_judged_once_or_named(limit: int | None, config
     assert len(failed) == 2
 
 
+def test_a_reconstruction_never_takes_the_place_of_a_video(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video = sample(0)[1]["mp4"]
+    for name in ("mine.mp4", "mine.ts"):  # read by what is in it
+        (tmp_path / name).write_bytes(video)
+    write_tar(tmp_path / "shards" / "0.tar", [("a/same", sample(1)[1]), ("b/c", sample(2)[1])])
+    write_tar(tmp_path / "shards" / "1.tar", [("a/same", sample(3)[1])])
+    monkeypatch.chdir(tmp_path)
+    options = ["--weights", "start", "--frames", "5", "--height", "20", "--width", "23"]
+    for source in ("mine.mp4", "mine.ts", "shards"):
+        done = CliRunner().invoke(
+            app, ["vae", "reconstruct", source, *options, "--output", "."], catch_exceptions=False
+        )
+        assert done.exit_code == 0, done.stdout
+    assert (tmp_path / "mine.mp4").read_bytes() == video
+    made = {path.name for path in tmp_path.glob("*-reconstructed.mp4")}
+    assert made == {f"{name}-reconstructed.mp4" for name in ("mine", "a_same", "a_same-2", "b_c")}
+
+
+def test_what_is_lost_shows_in_the_exit_status(config: Path, tmp_path: Path) -> None:
+    torn = sample(1)
+    torn[1]["mp4"] = b"torn"
+    write_tar(tmp_path / "shards" / "0.tar", [sample(0), torn])
+    options = ["--weights", str(tmp_path / "start"), "--frames", "5", "--height", "16", "--width", "16"]
+    shards = str(tmp_path / "shards")
+    assert CliRunner().invoke(app, ["vae", "eval", shards, *options]).exit_code == 1
+    made = ["--output", str(tmp_path / "made")]
+    assert CliRunner().invoke(app, ["vae", "reconstruct", shards, *options, *made]).exit_code == 1
+
+
+def test_pictures_too_small_for_lpips_are_said_before_work(config: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"alex takes pictures of at least 31 px a side, not 16x256"):
+        Reconstructor(str(tmp_path / "start"), Look(height=16, lpips="torchvision"), device="cpu")
+    with pytest.raises(UsageError, match=r"squeeze takes pictures of at least 17 px a side, not 16x16"):
+        load(config, changes=["loss.perceptual={weight: 1.0, network: squeeze}"])
+
+
+def test_the_last_stage_is_named_in_the_end(config: Path, tmp_path: Path) -> None:
+    document = yaml.safe_load(config.read_text())
+    document["stages"] = [{"name": "short", "training": {"steps": 1}}, {"name": "long", "training": {"steps": 1}}]
+    config.write_text(yaml.safe_dump(document))
+    output = tmp_path / "out"
+    done = CliRunner().invoke(app, ["train", "vae", str(config), "--output", str(output), "--json"])
+    assert json.loads(done.stdout)["weights"] == [str(output / name / "weights") for name in ("short", "long")]
+    said = CliRunner().invoke(app, ["train", "vae", str(config), "--output", str(output)]).stdout
+    assert f"eval SHARDS --weights {output / 'long' / 'weights'}" in said.replace("\n", " ")
+
+
 def test_shards_of_torn_videos_alone_are_named(config: Path, tmp_path: Path) -> None:
     samples = [sample(i) for i in range(25)]
     for _, parts in samples:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from curation.video import Video
 from training.data.faults import BadDataError
 from training.data.loader import Loader, open_catalogue
 from training.data.settings import Bucket, DataSettings
-from training.perceptual import Perceptual, PerceptualSettings
+from training.perceptual import LEAST_SIDES, Perceptual, PerceptualSettings, check_sides
 from training.pictures import beside, contact_sheet, to_frames, write_picture, write_video
 from training.pretrained import fetch
 from training.quality import flicker, psnr, ssim
@@ -36,7 +37,7 @@ class Look:
 
     Attributes:
         frames: of each, from its start, at most; made 4k+1.
-        height, width: what shards are cut to; a file keeps its size, less what is over a multiple of 8.
+        height, width: what shards are cut to; a file keeps its size. Both less what is over a multiple of 8.
         chunks: None passes each through whole.
         tiles: None takes pictures whole.
         lpips: a file with the trunk's weights (see ``PerceptualSettings``), ``torchvision`` for its own, None for none.
@@ -79,6 +80,7 @@ class Reconstructor:
         if look.lpips is not None:
             trunk = None if look.lpips == "torchvision" else look.lpips
             settings = PerceptualSettings(weight=1.0, network="alex", trunk=trunk)
+            check_sides(settings, look.height, look.width)
             self._perceptual = Perceptual(settings).to(self._device)
 
     def each(self, source: str, *, limit: int | None = None) -> Iterator[Reconstruction | str]:
@@ -88,7 +90,7 @@ class Reconstructor:
             source: a video file, or whatever ``shards.read.find_shards`` takes.
             limit: only the first so many that can be read.
         """
-        is_file = Path(source).suffix.lower() in _VIDEOS
+        is_file = Path(source).suffix.lower() in _VIDEOS or _is_video(Path(source))
         videos = _from_file(source, self._look) if is_file else _from_shards(source, self._look, limit)
         for name, video, fps in videos:
             yield name if video is None else self._reconstruct(name, video.to(self._device), fps)
@@ -105,14 +107,32 @@ class Reconstructor:
         return Reconstruction(name, original[0], made[0], fps, figures)
 
 
-def write(found: Reconstruction, folder: Path) -> list[Path]:
-    """The original beside the reconstruction: an MP4, and a contact sheet of both. Returns the files."""
+def write(found: Reconstruction, folder: Path, written: set[str]) -> list[Path]:
+    """The original beside the reconstruction: an MP4, and a contact sheet of both. Returns the files.
+
+    Keys of samples may have folders, and different shards the same keys: ``written`` holds the names that are taken,
+    and takes in this one. What is added to a name keeps it from being that of the source.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     both = [to_frames(found.original), to_frames(found.made)]
-    paths = [folder / f"{found.name}.mp4", folder / f"{found.name}.jpg"]
+    plain = re.sub(r"[^\w.-]", "_", found.name).lstrip(".")
+    name = next(name for name in _numbered(plain) if name not in written)
+    written.add(name)
+    paths = [folder / f"{name}.mp4", folder / f"{name}.jpg"]
     write_video(paths[0], beside(both), fps=found.fps)
     write_picture(paths[1], contact_sheet(both))
     return paths
+
+
+def _numbered(name: str) -> Iterator[str]:
+    yield f"{name}-reconstructed"
+    for number in itertools.count(2):
+        yield f"{name}-{number}-reconstructed"
+
+
+def _is_video(path: Path) -> bool:
+    """Whether a file is to be read as a video: whatever it is called, if it is nothing of shards."""
+    return path.is_file() and path.suffix.lower() not in (".tar", ".json", ".txt")
 
 
 def mean(figures: list[dict[str, float | None]]) -> dict[str, float | None]:
@@ -134,8 +154,8 @@ def _from_file(source: str, look: Look) -> Iterator[tuple[str, Any, float]]:
         with Video(source) as video:
             for frame in video.frames():
                 width, height = (side // 8 * 8 for side in (video.width, video.height))
-                if not width or not height:
-                    raise VideoError(f"is {video.width}x{video.height}, smaller than a latent of 8x8")
+                if min(width, height) < (8 if look.lpips is None else LEAST_SIDES["alex"]):
+                    raise VideoError(f"is {video.width}x{video.height}, too small for the VAE, or for LPIPS")
                 picture = frame.picture(video.width, video.height)[:height, :width, ::-1]
                 pictures.append(torch.from_numpy(picture.copy()))
                 times.append(frame.t_s)
@@ -152,7 +172,7 @@ def _from_file(source: str, look: Look) -> Iterator[tuple[str, Any, float]]:
 def _from_shards(source: str, look: Look, limit: int | None) -> Iterator[tuple[str, Any, float]]:
     """Samples of shards in their order, cut to one size from the middle."""
     frames = (look.frames - 1) // 4 * 4 + 1
-    bucket = Bucket(frames=frames, height=look.height, width=look.width)
+    bucket = Bucket(frames=frames, height=look.height // 8 * 8, width=look.width // 8 * 8)
     settings = DataSettings(
         shards=source, buckets=[bucket], held_out=0.0, crop="center", shuffle=False, min_pixels=1e-6, max_bad=1.0
     )

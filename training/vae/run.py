@@ -24,7 +24,7 @@ from training.distributed import World, check_division, find_world, joined, num_
 from training.loop import WEIGHTS, Trainer, check_folder, progress_of, role_file
 from training.metrics import check_wandb
 from training.parallel import split_frames
-from training.perceptual import Perceptual
+from training.perceptual import Perceptual, check_sides
 from training.pretrained import fetch
 from training.settings import STRICT, OptimiserSettings, Training, TrainingStage, load_stages
 from training.vae.config import VAEConfig, size
@@ -68,6 +68,8 @@ class VAETraining:
                 split_frames(bucket.frames, self.training.context_parallel)
             except ValueError as error:
                 raise UsageError(f"training.context_parallel with data.buckets {bucket}: {error}") from error
+            if self.loss.perceptual.weight:
+                check_sides(self.loss.perceptual, bucket.height, bucket.width)
             if self.loss.adversarial.weight:
                 self._check_discriminator(bucket)
         if self.training.context_parallel > 1 and self.data.images:
