@@ -136,6 +136,8 @@ def distill(
     with locked(output):
         if (output / RECORD).exists():
             say(f"{output} is finished already")
+            if (output / _TRAINING).exists():  # it was killed between its last two steps
+                shutil.rmtree(output / _TRAINING)
             return _read_record(output)
         folder = output / _TRAINING
         folder.mkdir(exist_ok=True)
@@ -185,9 +187,12 @@ def _check_output(output: Path, found: Distilled) -> None:
     """Make sure that a folder is new, or holds this very training."""
     if output.exists() and not output.is_dir():
         raise UsageError(f"--output {output} is a file; name a folder")
-    if not output.is_dir() or not any(path.name != ".lock" for path in output.iterdir()):
-        return
     begun = output / _TRAINING / "request.json"
+    nobodys = {output / ".lock", _aside(begun)}  # what a training leaves that is killed before it says what it is
+    if begun.parent.is_dir() and nobodys.issuperset(begun.parent.iterdir()):
+        nobodys.add(begun.parent)
+    if not output.is_dir() or nobodys.issuperset(output.iterdir()):
+        return
     try:
         if (output / RECORD).exists():
             before = _read_record(output).request()
@@ -332,9 +337,13 @@ def _save(tuned: Tuned, found: Distilled, output: Path) -> None:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    aside = path.with_name(f"{path.name}.tmp")
+    aside = _aside(path)
     aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
     os.replace(aside, path)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.tmp")
 
 
 def _read_record(output: Path) -> Distilled:

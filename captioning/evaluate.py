@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -15,11 +15,13 @@ import pyarrow.parquet as pq
 
 from captioning.backends import check_backend, open_backend
 from captioning.captioner import total
+from captioning.endpoint import Endpoint
 from captioning.examples import Example, Sheets, read_examples
 from captioning.metrics import AverageScores, PairScores, average, compare
 from captioning.question import RECORD, Question, is_distilled, read_question
 from captioning.requests import Backend, Reply
-from curation.errors import UsageError
+from curation.errors import CutroomError, UsageError, one_line
+from curation.output import check_file
 from curation.table import CAPTIONS, Store
 
 _USAGES = {f"{name}_usage" for name in CAPTIONS.names}  # what is asked besides captions costs no caption anything
@@ -74,12 +76,14 @@ def evaluate(
     run: str | os.PathLike[str],
     model: str,
     *,
+    endpoint: Endpoint | None = None,
     question: Question | None = None,
     truth: Mapping[str, Mapping[str, str]] | None = None,
     limit: int | None = None,
     gpu: bool = False,
     match: Matcher | None = None,
     table: str | os.PathLike[str] | None = None,
+    say: Callable[[Evaluation], None] = lambda done: None,
 ) -> Evaluation:
     """Caption clips of a run with a model and compare with the captions that the run has.
 
@@ -87,16 +91,21 @@ def evaluate(
         run: the output directory of a run with captions.
         model: a folder that ``cutroom caption distill`` wrote, or any image-text-to-text model of transformers. Of the
             former, only clips are taken that it did not learn from, as far as the run has any.
+        endpoint: where the model is served, under the name ``model``; None loads it in this process.
         question: what to ask; a distilled model is asked what it was taught.
         truth: clip_id -> attribute -> the word for it, where it is known.
         limit: of clips; they are taken evenly.
         match: measures how well captions fit the pictures; without it ``match_score`` is unknown.
         table: Parquet file for both captions of every clip side by side, with their scores.
+        say: told the result before the table is written, so that a full disk does not cost it.
 
     Raises:
         UsageError: the request is wrong.
+        CutroomError: the table cannot be written after all.
     """
-    check_backend(model, endpoint=None, pictures=True)
+    if table is not None:
+        check_file(Path(table), "--table")
+    check_backend(model, endpoint=endpoint, pictures=True)
     question = question or (read_question(Path(model)) if is_distilled(Path(model)) else Question())
     examples, held_out = _chosen(read_examples(run), Path(model))
     if limit is not None and len(examples) > limit:
@@ -107,15 +116,13 @@ def evaluate(
             examples = [example for example in examples if example.clip_id in sheets]
             if not examples:
                 raise UsageError(f"{run} has no contact sheets of its captioned clips; run the pipeline again")
-            backend = open_backend(model, gpus=float(gpu))
+            backend = open_backend(model, endpoint=endpoint, gpus=float(gpu))
             chunks = [examples[start : start + _AT_A_TIME] for start in range(0, len(examples), _AT_A_TIME)]
             judged = [one for chunk in chunks for one in _judge(chunk, sheets, backend, question, truth or {}, match)]
         finally:
             sheets.close()
-    if table is not None:
-        pq.write_table(_side_by_side(judged), table)
     answered = [one.reply for one in judged if isinstance(one.reply, Reply)]
-    return Evaluation(
+    done = Evaluation(
         num_clips=len(examples),
         held_out=held_out,
         matched_by=match.by if match else None,
@@ -129,6 +136,15 @@ def evaluate(
         ),
         errors={one.example.clip_id: str(one.reply) for one in judged if isinstance(one.reply, Exception)},
     )
+    say(done)
+    if table is not None:
+        aside = Path(table).with_name(f".{Path(table).name}.tmp")
+        try:
+            pq.write_table(_side_by_side(judged), aside)
+            os.replace(aside, table)
+        except OSError as error:
+            raise CutroomError(f"--table {table} cannot be written: {one_line(error)}") from error
+    return done
 
 
 @dataclasses.dataclass(frozen=True)

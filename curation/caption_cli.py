@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from curation.served import Body, KeyEnv, Omit, Url, served
+
 if TYPE_CHECKING:  # the rest of the command line must not wait for what this imports
     from captioning.evaluate import Evaluation
 
@@ -113,7 +115,13 @@ def distill(
 @app.command("eval")
 def evaluate(
     run: Run,
-    model: Annotated[str, typer.Option(help="The model to judge: a folder that distill wrote, or a hub id.")],
+    model: Annotated[
+        str, typer.Option(help="The model to judge: a folder that distill wrote, a hub id, or its name at --endpoint.")
+    ],
+    endpoint: Url = None,
+    key_env: KeyEnv = None,
+    omit: Omit = None,
+    body: Body = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Judge by so many clips.", show_default="all held out")
     ] = None,
@@ -134,21 +142,22 @@ def evaluate(
     from captioning.evaluate import evaluate as evaluate_model
     from captioning.evaluate import read_truth_file
     from curation.caption_match import find_matcher
-    from curation.errors import UsageError
 
-    if table is not None and (table.is_dir() or not table.absolute().parent.is_dir()):
-        raise UsageError(f"--table {table}: name a file in a folder that exists")
+    at = served(endpoint, key_env, omit, body)
     known = read_truth_file(truth) if truth else None
     found = find_matcher(run, clip, gpu=gpu)
     match, unknown = (None, found) if isinstance(found, str) else (found, None)
-    done = evaluate_model(run, model, truth=known, limit=limit, gpu=gpu, match=match, table=table)
-    if json:
-        print(jsonlib.dumps({**dataclasses.asdict(done), "match_score_unknown": unknown}, indent=1))
-    else:
-        _say(done)
-        if unknown:
-            print(f"match_score is unknown: {unknown}")
-    raise typer.Exit(1 if len(done.errors) == done.num_clips else 0)
+
+    def say(done: Evaluation) -> None:
+        if json:
+            print(jsonlib.dumps({**dataclasses.asdict(done), "match_score_unknown": unknown}, indent=1))
+        else:
+            _say(done)
+            if unknown:
+                print(f"match_score is unknown: {unknown}")
+
+    done = evaluate_model(run, model, endpoint=at, truth=known, limit=limit, gpu=gpu, match=match, table=table, say=say)
+    raise typer.Exit(1 if done.errors else 0)
 
 
 def _say(done: Evaluation) -> None:

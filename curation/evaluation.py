@@ -29,6 +29,7 @@ from curation.errors import CutroomError, UsageError, VideoError, one_line
 from curation.inputs import find_videos
 from curation.isolate import Isolated, TooLargeError
 from curation.model_files import MissingWeightsError, located
+from curation.output import check_file
 from curation.plan import Step
 from curation.sheets import take_sheets
 from curation.stage import known
@@ -305,14 +306,11 @@ def place_for(source: str, output: Path | None) -> Path:
     """The file that a report goes to: beside the samples if nothing else is said.
 
     Raises:
-        UsageError: it would be written over something else, or its folder is not there.
+        UsageError: it would be written over something else, or it cannot be written.
     """
     near = Path(source) if Path(source).is_dir() else Path(source).parent
     place = output or near / "eval.json"
-    if not place.absolute().parent.is_dir() or place.is_dir():
-        raise UsageError(f"{place}: --output is meant to be a file in a folder that exists")
-    if not os.access(place.parent, os.W_OK):
-        raise UsageError(f"{place} cannot be written; name another file with --output")
+    check_file(place, "--output")
     if place.exists() and not _is_report(place):
         raise UsageError(f"{place} is there already and is no report of `cutroom eval`; name another with --output")
     return place

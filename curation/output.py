@@ -1,10 +1,11 @@
-"""An output directory: whose it is, what was asked for last, and who is writing to it."""
+"""An output directory: whose it is, what was asked for last, who is writing to it; and files that are asked for."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -39,6 +40,21 @@ def check_output(output: Path, pipeline: str) -> dict[str, Any]:
             f"run {state['pipeline']!r} again or name another folder"
         )
     return state
+
+
+def check_file(place: Path, option: str) -> None:
+    """Make sure, before any work, that a file can be written.
+
+    Raises:
+        UsageError: it cannot, or something else is there. The message names ``option``.
+    """
+    try:
+        if not place.absolute().parent.is_dir() or (place.exists() and not place.is_file()):
+            raise UsageError(f"{place}: {option} is meant to be a file in a folder that exists")
+        with tempfile.TemporaryFile(dir=place.absolute().parent):  # permissions alone tell root nothing
+            pass
+    except OSError as error:
+        raise UsageError(f"{place} cannot be written ({error.strerror}); name another file with {option}") from error
 
 
 def read_run_file(output: Path) -> dict[str, Any] | None:

@@ -78,16 +78,18 @@ def _funnel(summary: Summary) -> Table:
 
 
 def _say_errors(console: Console, summary: Summary) -> None:
-    if not summary.video_errors:
-        return
-    console.print("\nVideos that failed or lost something:")
+    if summary.video_errors:
+        console.print("\nVideos that failed or lost something:")
     for video, error in list(summary.video_errors.items())[:_ERRORS_SHOWN]:
         console.print(f"  {escape(video)}: {escape(error)}")
-    if summary.videos["failed"] or summary.clips["failed"]:
-        console.print("  What failed is tried again with --retry-failed.")
     rest = len(summary.video_errors) - _ERRORS_SHOWN
     if rest > 0:
         console.print(f"  … and {rest} more: SELECT video, error FROM '{escape(summary.output)}/videos/*.parquet'")
+    if summary.failed_with:
+        console.print("\nClips that failed, by the commonest error:")
+        console.print(f"  {summary.num_failed_with} of {summary.clips['failed']}: {escape(summary.failed_with)}")
+    if summary.videos["failed"] or summary.failed_with:
+        console.print("  What failed is tried again with --retry-failed.")
 
 
 def _say_next(console: Console, summary: Summary) -> None:
@@ -104,14 +106,21 @@ def _say_next(console: Console, summary: Summary) -> None:
         console.print(f"[red]{summary.num_waiting} clips could not be done now[/]: {escape(str(summary.waiting_for))}")
         console.print("The same command again tries them again, and only them.")
     if not summary.clips["kept"]:
-        took = ", ".join(f"{column} took {count}" for column, count in summary.rejected_by.items())
-        console.print(f"[red]Nothing was kept[/] ({took or 'no clip was found'}). Loosen a rule and run again.")
+        why = [f"{column} took {count}" for column, count in summary.rejected_by.items()]
+        why += [f"{summary.clips['failed']} clips failed"] if summary.clips["failed"] else []
+        loosen = " Loosen a rule and run again." if summary.rejected_by else ""
+        console.print(f"[red]Nothing was kept[/] ({', '.join(why) or 'no clip was found'}).{loosen}")
         return
     console.print(f"Table:  SELECT * FROM '{output}/clips/*.parquet'    scores: cutroom stats {output}")
     if summary.shards["samples"]:
         console.print(f"Shards: {output}/shards    check them: cutroom verify {output}")
     uncaptioned = summary.clips["kept"] - summary.num_captioned
-    if uncaptioned:
+    if uncaptioned and summary.asks_for_captions:
+        console.print(
+            f"{uncaptioned} kept clips have no caption: the model said nothing, or cleaning left nothing of it; "
+            "change the model or its prompt."
+        )
+    elif uncaptioned:
         console.print(f"{uncaptioned} kept clips have no caption; put name.txt or name.json beside the videos.")
 
 

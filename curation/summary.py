@@ -36,6 +36,9 @@ class Summary:
     num_captioned: int
     num_waiting: int  # failed clips that the next run tries again
     waiting_for: str | None  # the error of the first of them
+    failed_with: str | None  # the commonest error of the other failed clips
+    num_failed_with: int  # that have it
+    asks_for_captions: bool  # a model is asked to write them
     shards: dict[str, int]  # shards, samples, bytes
     rules: dict[str, str] = dataclasses.field(default_factory=dict)
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -72,6 +75,7 @@ def summarise(
     clips, rejected, failed, captioned = (collections.Counter[str]() for _ in range(4))
     columns = ["status", "reason", "error", "measured", "duration_s", "caption", *CLEANED.names]
     waiting: list[str] = []
+    reasons = collections.Counter[str]()
     for _, table in store.parts("clips", columns):
         for row in table.to_pylist():
             clips[row["status"]] += 1
@@ -80,8 +84,11 @@ def summarise(
             failed[failed_stage(row["error"] or "")] += row["status"] == "failed"
             if row["status"] == "failed" and _is_waiting(row):
                 waiting.append(row["error"])
+            elif row["status"] == "failed":
+                reasons[row["error"]] += 1
             captioned["kept"] += row["status"] == "kept" and caption_of(row) is not None
     state = plan.resolved() if plan else read_run_file(store.root) or {}
+    commonest, times = next(iter(reasons.most_common(1)), (None, 0))
     return Summary(
         output=_as_typed(store.root),
         pipeline=state["pipeline"],
@@ -95,6 +102,9 @@ def summarise(
         num_captioned=captioned["kept"],
         num_waiting=len(waiting),
         waiting_for=waiting[0] if waiting else None,
+        failed_with=commonest,
+        num_failed_with=times,
+        asks_for_captions=any(stage["name"] == "caption" for stage in state.get("stages", ())),
         shards=_count_shards(store.root / "shards"),
         rules={column: str(Rule(**rule)) for column, rule in state["keep"].items()},
         metrics=dict(metrics or {}),

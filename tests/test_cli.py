@@ -15,6 +15,7 @@ import pytest
 import typer
 
 from curation.cli import app
+from curation.table import Store
 
 
 def cutroom(*words: object, cwd: Path | None = None, timeout_s: float = 200) -> subprocess.CompletedProcess[str]:
@@ -119,14 +120,56 @@ def test_nothing_kept_ends_with_status_1_and_says_which_rule_took_what(place: Pa
     (place / "strict.yaml").write_text("p:\n  stages: [decode, motion]\n  keep: {motion_score: {min: 99}}\n")
     done = cutroom("run", "p", "--config", "strict.yaml", "--input", "footage/pan.mp4", "--engine", "local", cwd=place)
     assert done.returncode == 1
-    assert "Nothing was kept (motion_score took 1)" in done.stdout
+    assert "Nothing was kept (motion_score took 1). Loosen a rule and run again." in done.stdout
+    assert "Clips that failed" not in done.stdout
 
 
 def test_only_broken_files_end_with_status_1(place: Path) -> None:
     done = cutroom("run", "weight_free", "--input", "footage/broken_noise.mp4", "--engine", "local", cwd=place)
     assert done.returncode == 1
     assert "cannot be opened" in done.stdout
-    assert "no clip was found" in done.stdout
+    assert "Nothing was kept (no clip was found).\n" in done.stdout, "no rule is to blame"
+
+
+@pytest.fixture
+def captioned(place: Path) -> Path:
+    """Pipelines of one film whose captioners answer badly."""
+    (place / "writers.py").write_text(
+        "def away(request): raise RuntimeError('no [mood]')\n\ndef dumb(request): return ' '\n"
+    )
+    decode = "decode: {detector: none, max_clip_s: 1, grid_s: 1}"
+    (place / "captions.yaml").write_text(
+        "".join(
+            f"{name}:\n  stages:\n    - {decode}\n    - caption: {{version: direct, model: 'writers:{name}'}}\n"
+            for name in ("away", "dumb")
+        )
+        + f"none:\n  stages:\n    - {decode}\n"
+    )
+    return place
+
+
+def run_captions(name: str, place: Path) -> subprocess.CompletedProcess[str]:
+    words = ["--config", "captions.yaml", "--input", "footage/pan.mp4", "--engine", "local", "--no-shards"]
+    return cutroom("run", name, *words, cwd=place)
+
+
+def test_what_failed_for_all_clips_is_said_with_its_count(captioned: Path) -> None:
+    done = run_captions("away", captioned)
+    assert done.returncode == 1
+    count = Store(captioned / "cutroom-out").clips().num_rows
+    assert count > 1
+    assert f"  {count} of {count}: caption: RuntimeError: no [mood]\n" in done.stdout
+    assert f"Nothing was kept ({count} clips failed).\n" in done.stdout
+    assert "tried again with --retry-failed" in done.stdout
+
+
+@pytest.mark.parametrize(("name", "says"), [("dumb", "the model said nothing"), ("none", "put name.txt or name.json")])
+def test_what_to_do_about_missing_captions_depends_on_who_was_asked(captioned: Path, name: str, says: str) -> None:
+    done = run_captions(name, captioned)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if "kept clips have no caption" in line]
+    assert says in line
+    assert ("beside the videos" in line) == (name == "none")
 
 
 def test_stats_say_the_same_as_the_table(finished: Path) -> None:

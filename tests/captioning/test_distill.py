@@ -208,6 +208,30 @@ def test_a_finished_training_is_not_repeated(finished: Path, world: Path, base: 
     assert (finished / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_what_a_training_leaves_that_is_killed_at_its_very_end_is_removed_later(
+    finished: Path, world: Path, base: str, tmp_path: Path
+) -> None:
+    output = shutil.copytree(finished, tmp_path / "model")
+    (output / ".training" / "sheets").mkdir(parents=True)
+    (output / ".training" / "sheets" / "0").write_bytes(b"pictures")
+    distill(world, base, output, question=QUESTION, settings=QUICK)
+    assert not (output / ".training").exists()
+    assert (output / RECORD).exists()
+
+
+@pytest.mark.parametrize("torn", [[], ["request.json.tmp"]], ids=["empty", "half a request"])
+def test_a_training_killed_before_it_said_what_it_is_leaves_the_folder_free(
+    torn: list[str], world: Path, base: str, tmp_path: Path
+) -> None:
+    (tmp_path / "model" / ".training").mkdir(parents=True)
+    (tmp_path / "model" / ".lock").touch()
+    for name in torn:
+        (tmp_path / "model" / ".training" / name).write_text('{"base_id')
+    quickest = Settings(method="full", batch=4, accumulate=1, epochs=0.1, judged=2, samples=0)
+    distill(world, base, tmp_path / "model", question=QUESTION, settings=quickest)
+    assert (tmp_path / "model" / RECORD).exists()
+
+
 def test_plain_transformers_gives_the_same_captions(finished: Path, world: Path) -> None:
     """Everything by the library alone: template, frames, generation."""
     import io
@@ -420,16 +444,19 @@ def test_mistakes_are_named_before_work_starts(world: Path, base: str, finished:
     ) -> None:
         with pytest.raises(UsageError, match=words):
             distill(run, model, output, question=QUESTION, settings=Settings(**{**QUICK.__dict__, **changed}))
-        assert output in (finished, full, file) or not output.exists()
+        assert output in (finished, full, file, odd) or not output.exists()
 
-    full, file = tmp_path / "full", tmp_path / "file"
+    full, file, odd = tmp_path / "full", tmp_path / "file", tmp_path / "odd"
     full.mkdir()
     (full / "letter.txt").write_text("mine")
+    (odd / ".training").mkdir(parents=True)
+    (odd / ".training" / "letter.txt").write_text("mine")
     file.write_text("mine")
     expect("not the output of a run", run=tmp_path / "nothing")
     expect("no weights at", model=str(tmp_path / "nothing"))
     expect("reads only text", model=str(tiny.llama(tmp_path / "llama")))
     expect("holds other files", output=full)
+    expect("holds other files", output=odd)
     expect("is a file", output=file)
     expect("other values of settings", output=finished, epochs=3)
     expect("method 'half'", method="half")

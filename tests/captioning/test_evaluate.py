@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,8 +19,9 @@ from captioning.question import RECORD, Question
 from captioning.requests import Reply, Request
 from captioning.world import make_world, read_truth
 from curation.cli import app
-from curation.errors import UsageError
+from curation.errors import CutroomError, UsageError
 from curation.table import USAGE, Store
+from tests.captioning.server import Behaviour, serving
 
 ECHO = "tests.captioning.test_evaluate:red_circles"
 
@@ -30,6 +32,17 @@ def red_circles(request: Request) -> str:
 
 def fails(request: Request) -> str:
     raise RuntimeError("no mood")
+
+
+class Moody:
+    """Answers every second question."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self, request: Request) -> str:
+        self.asked += 1
+        return red_circles(request) if self.asked % 2 else fails(request)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +123,71 @@ def test_the_command_prints_both_sides(world: Path, tmp_path: Path, truth: dict[
     assert "  [/]" in done.stdout, done.exception
     done = CliRunner().invoke(app, [*arguments, "--json", "--limit", "3"])
     assert json.loads(done.stdout)["num_clips"] == 3
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("/proc/x.parquet", "cannot be written"),
+        ("{}", "--table is meant to be a file in a folder that exists"),
+        ("{}/nowhere/x.parquet", "--table is meant to be a file in a folder that exists"),
+    ],
+)
+def test_a_table_that_cannot_be_written_is_refused_before_a_question_is_asked(
+    world: Path, tmp_path: Path, place: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: object, **named: object) -> None:
+        raise AssertionError("work has begun")
+
+    monkeypatch.setattr(evaluation, "open_backend", never)
+    table = place.format(tmp_path)
+    done = CliRunner().invoke(app, ["caption", "eval", str(world), "--model", ECHO, "--table", table])
+    assert isinstance(done.exception, UsageError), done.exception
+    assert table in str(done.exception)
+    assert says in str(done.exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_up_costs_the_table_and_not_the_figures(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_table(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(evaluation.pq, "write_table", write_table)
+    table = str(tmp_path / "both.parquet")
+    done = CliRunner().invoke(app, ["caption", "eval", str(world), "--model", ECHO, "--table", table, "--json"])
+    assert isinstance(done.exception, CutroomError)
+    assert f"{table} cannot be written: OSError: [Errno 28] No space left" in str(done.exception)
+    assert json.loads(done.stdout)["num_clips"] == 40
+
+
+def test_the_command_ends_with_status_1_where_a_clip_has_failed(world: Path) -> None:
+    model = "tests.captioning.test_evaluate:Moody"
+    done = CliRunner().invoke(app, ["caption", "eval", str(world), "--model", model, "--limit", "5", "--json"])
+    assert len(json.loads(done.stdout)["errors"]) == 2
+    assert done.exit_code == 1
+
+
+def test_a_captioner_at_a_server_is_judged(world: Path) -> None:
+    seen: list[int] = []
+
+    def answer(prompt: str, images: list[bytes]) -> str:
+        seen.append(len(images))
+        return "A red circle moves left across a desert."
+
+    with serving(Behaviour(models=("writer",), unsupported=frozenset({"seed"}), key="secret"), answer) as server:
+        at = ["--model", "writer", "--endpoint", server.url, "--key-env", "WRITER_KEY", "--omit", "seed"]
+        arguments = ["caption", "eval", str(world), *at, "--limit", "5", "--json"]
+        done = CliRunner().invoke(app, arguments, env={"WRITER_KEY": "secret"})
+        assert done.exit_code == 0, done.exception
+        wrong = CliRunner().invoke(app, [*arguments[:4], "reader", *arguments[5:]], env={"WRITER_KEY": "secret"})
+        assert "has no model 'reader'" in str(wrong.exception)
+    figures = json.loads(done.stdout)
+    here = evaluate(world, ECHO, limit=5)
+    assert figures["model"] == json.loads(json.dumps(dataclasses.asdict(here.model)))
+    assert seen == [8] * 5
+    assert figures["model_cost"] == {"calls": 1.0, "prompt_tokens": 810.0, "completion_tokens": 5.0}
 
 
 def test_mistakes_are_said(world: Path, tmp_path: Path) -> None:

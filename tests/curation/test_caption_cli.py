@@ -82,12 +82,6 @@ def test_damaged_weights_end_with_status_2(place: Path) -> None:
     assert not (place / "x").exists()
 
 
-def test_a_table_that_is_a_folder_is_refused_before_work(place: Path) -> None:
-    done = cutroom("eval", "out", "--model", "nothing", "--table", ".", cwd=place)
-    assert done.returncode == 2
-    assert "--table .: name a file" in " ".join(done.stderr.split())
-
-
 def test_judging_ends_with_status_1_where_the_model_can_caption_no_clip(place: Path) -> None:
     store = make_world(place / "torn", 8)
     for part_id, frames in list(store.parts("frames")):
