@@ -56,6 +56,7 @@ class CaptionChecks(Stage):
     languages: Annotated[list[str], Len(2)] = dataclasses.field(default_factory=lambda: list(LANGUAGES))
 
     name: ClassVar[str] = "caption_checks"
+    version: ClassVar[int] = 2
     needs: ClassVar[Needs] = Needs(memory_bytes=600 << 20)
     extra: ClassVar[str] = "caption"
     packages: ClassVar[tuple[str, ...]] = ("lingua", "tokenizers")

@@ -47,7 +47,7 @@ class CleanCaptions(Stage):
     ] = dataclasses.field(default_factory=lambda: list(RULES))  # type: ignore[arg-type]
 
     name: ClassVar[str] = "clean_captions"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     writes: ClassVar[pa.Schema] = CLEANED
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ from annotated_types import Ge, Gt
 from captioning.mp4 import mp4
 from captioning.pictures import frame_rate
 from captioning.plain import USUAL_CONTROLS, plain
-from captioning.requests import RefusedError, Reply, Request, Sampling
+from captioning.requests import RefusedError, Reply, Request, Sampling, spoken
 from curation.errors import NotNowError, UsageError, nearest, one_line
 
 Field = Literal["max_tokens", "seed", "temperature"]
@@ -208,7 +208,7 @@ class EndpointBackend:
         tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)
         message = choice.message if choice else None
         text = _text(message.content) if message else None
-        why = _withheld(choice.finish_reason, message) if choice and not text else None
+        why = _withheld(choice.finish_reason, message) if choice and not (text and spoken(text)[0]) else None
         with self._lock:
             self._spend(tokens)
             self._has_answered |= text is not None or why is not None

@@ -8,19 +8,21 @@ import random
 from collections.abc import Sequence
 
 from captioning.backends import check_backend, open_backend
+from captioning.clean import clean
 from captioning.endpoint import Endpoint
+from captioning.examples import read_examples
+from captioning.phrases import is_refusal
 from captioning.prompts import load_prompt
 from captioning.requests import Reply, Request, Sampling
 from captioning.words import words
 from curation.errors import CutroomError, UsageError
-from curation.table import Store, caption_columns, caption_of
 
 _LONGEST = 2000  # letters of an example: one odd caption must not fill the context
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Enhanced:
-    """What became of a prompt, and from what."""
+    """What became of a prompt, and from what. ``text`` is clean, as ``clean`` has it."""
 
     prompt: str
     text: str
@@ -70,11 +72,11 @@ def enhance(
         raise UsageError(f"the template {template} has no $prompt: every prompt would become the same")
     if empty := [prompt for prompt in prompts if not prompt.strip()]:
         raise UsageError(f"the prompt {empty[0]!r} is empty")
-    captions = read_captions(run)
+    captions = list(dict.fromkeys(example.caption for example in read_examples(run) if not example.flaw))
     if not captions:
-        raise UsageError(f"{run} has no kept clips with captions; run a pipeline that writes captions")
+        raise UsageError(f"all captions of {run} break off or are refusals; caption it with another model")
     check_backend(model, endpoint=endpoint)
-    examples = [choose(prompt, captions, num_examples, seed=sampling.seed) for prompt in prompts]
+    examples = choose(prompts, captions, num_examples, seed=sampling.seed)
     requests = [
         Request(
             prompt=asked.fill({"examples": "\n\n".join(f"- {text}" for text in shown), "prompt": prompt.strip()}),
@@ -86,14 +88,14 @@ def enhance(
     done, failed = [], []
     for i, prompt in enumerate(prompts):
         reply = answers[i]
-        if not isinstance(reply, Reply) or not reply.text.strip():
-            why = reply if isinstance(reply, Exception) else "an empty text"
-            failed.append(f"{prompt!r}: {why}")
+        text = clean(reply.text, stopped=reply.cut_off)[0] if isinstance(reply, Reply) else None
+        if not isinstance(reply, Reply) or text is None or is_refusal(text):
+            failed.append(f"{prompt!r}: {_why(reply, text)}")
             continue
         done.append(
             Enhanced(
                 prompt=prompt,
-                text=reply.text.strip(),
+                text=text,
                 examples=examples[i],
                 prompt_file=asked.mark,
                 cut_off=reply.cut_off,
@@ -104,29 +106,32 @@ def enhance(
     return done
 
 
-def read_captions(run: str | os.PathLike[str]) -> list[str]:
-    """The captions of kept clips, each once, in the order of their clips."""
-    found: dict[str, None] = {}
-    for _, clips in Store(run).parts("clips"):
-        for row in clips.select(["status", *caption_columns(clips.column_names)]).to_pylist():
-            if row["status"] == "kept" and (text := (caption_of(row) or "").strip()):
-                found[text] = None
-    return list(found)
+def _why(reply: Reply | Exception, text: str | None) -> str:
+    """Why an answer, of which ``text`` is left, is none."""
+    if isinstance(reply, Exception):
+        return str(reply)
+    if text is not None:
+        return f"it refuses: {text}"
+    return "it was cut off within its first sentence; raise max_tokens" if reply.cut_off else "an empty text"
 
 
-def choose(prompt: str, captions: Sequence[str], count: int, *, seed: int = 0) -> list[str]:
-    """Captions to learn from: half share the most words with the prompt, the others are drawn, for the style.
+def choose(prompts: Sequence[str], captions: Sequence[str], count: int, *, seed: int = 0) -> list[list[str]]:
+    """Captions to learn from, for each prompt: half share the most words with it, the others are drawn, for the style.
 
     The same seed draws the same ones. Longer captions are not preferred: what counts is the share of their words.
     """
-    wanted = {word.lower() for word in words(prompt)}
+    said = [_said(caption) for caption in captions]
     drawn = list(range(len(captions)))
     random.Random(seed).shuffle(drawn)  # noqa: S311  # also decides between captions that are equally alike
+    chosen = []
+    for wanted in map(_said, prompts):
+        likeness = [len(own & wanted) / max(1, len(own)) ** 0.5 for own in said]
+        alike = sorted(drawn, key=likeness.__getitem__, reverse=True)[: count // 2]
+        shown = set(alike)
+        others = [i for i in drawn if i not in shown][: count - len(alike)]
+        chosen.append([captions[i][:_LONGEST] for i in [*alike, *others]])
+    return chosen
 
-    def likeness(i: int) -> float:
-        own = {word.lower() for word in words(captions[i])}
-        return len(own & wanted) / max(1, len(own)) ** 0.5
 
-    alike = sorted(drawn, key=likeness, reverse=True)[: count // 2]
-    others = [i for i in drawn if i not in set(alike)][: count - len(alike)]
-    return [captions[i][:_LONGEST] for i in [*alike, *others]]
+def _said(text: str) -> set[str]:
+    return {word.lower() for word in words(text)}

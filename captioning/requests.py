@@ -38,12 +38,28 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reply:
-    """One answer. ``cut_off``: it ended at ``max_tokens``. Tokens are None where the backend does not count them."""
+    """One answer, without what the model thinks aloud before it.
+
+    ``cut_off``: it ended at ``max_tokens``, or its thoughts have no end. Tokens are None where the backend does not
+    count them.
+    """
 
     text: str
     cut_off: bool = False
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+
+    def __post_init__(self) -> None:  # here, where every backend's answers and those of the journal come by
+        answer, unended = spoken(self.text)
+        object.__setattr__(self, "text", answer)
+        object.__setattr__(self, "cut_off", self.cut_off or unended)
+
+
+def spoken(text: str) -> tuple[str, bool]:
+    """An answer without ``<think>...</think>``, which some templates open themselves, and whether one has no end."""
+    _, closed, rest = text.rpartition("</think>")
+    answer, unended, _ = rest.partition("<think>")
+    return (answer.strip() if closed or unended else text), bool(unended)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

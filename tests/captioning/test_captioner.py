@@ -223,6 +223,30 @@ def test_whatever_a_model_says_can_be_stored(tmp_path: Path) -> None:
     assert [row["error"] for row in rows] == [None] * 2
 
 
+def test_thoughts_go_into_no_caption_and_no_note(tmp_path: Path) -> None:
+    """Nor out of the journal of a run that was killed before they were dropped."""
+    footage = films(tmp_path / "films", num_films=1, num_clips=2)
+    with serving(answer=lambda prompt, images: "<think>\nDogs.\n</think>\n\nA dog runs.") as server:
+        config = version_1(tmp_path / "p.yaml", server)
+        run("told", [str(footage)], tmp_path / "out", config=str(config), engine="local", shards=False)
+        notes = [question for question in server.answered if "Dogs" in question]
+    assert notes == []
+    for row in Store(tmp_path / "out").clips().to_pylist():
+        assert {row["caption"], row["short_caption"], *(f["text"] for f in row["frame_captions"])} == {"A dog runs."}
+    journal = Journal(tmp_path, "caption")
+    (tmp_path / "v.caption.jsonl").write_text(json.dumps({"key": "k", "text": "<think>Dogs.</think>A dog."}))
+    assert journal.read("v") == {"k": Reply(text="A dog.")}
+
+
+def test_captions_from_when_thoughts_were_part_of_them_are_asked_for_anew_and_paid_answers_are_not() -> None:
+    stage = Caption(model="tests.captioning.scripted:describe")
+    settings = stage.settings()
+    assert settings.pop("thoughts") == "dropped"
+    key = stage._key("c", 0, Request(prompt="?"))
+    stage.settings_once = settings
+    assert stage._key("c", 0, Request(prompt="?")) == key
+
+
 def test_captions_of_single_pictures_are_no_captions_of_a_video() -> None:
     """A table from when servers were sent pictures whatever the stage said is not taken for done."""
     there = Endpoint(url="http://nowhere/v1")

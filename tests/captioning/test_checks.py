@@ -53,6 +53,17 @@ An orchestra tunes. The conductor, Ms. Ito, raises her baton, and all fall silen
 A cat stretches on a windowsill, yawns and curls up again.
 The elevator doors open on the 3rd floor; a courier with two parcels steps out.
 Bees crawl over a honeycomb in extreme close-up, wings trembling.
+As an AI robot walks past, people watch.
+"Please share", reads the sign on the door.
+Please share, reads the sign on the door.
+Please share the road, says a sign beside the lane.
+The video store opens. A clerk turns the sign with her elbow.
+The door opens with a creak, and a child starts with surprise.
+These frames hang on a white wall; no pictures are attached to the one beside them.
+Unable to see the path, a hiker stops and takes out a lamp.
+Unable to watch the video, a girl covers her eyes.
+Based on the bank of the river, a crane lifts a boat.
+Afraid of the water, a dog stays on the pier.
 An astronaut floats past the window of the station and gives a thumbs-up.""".splitlines()
 
 FOREIGN = {
@@ -111,6 +122,12 @@ def test_a_transcript_in_place_of_a_caption_is_measured_in_no_time() -> None:
         ("In this video, a dog runs.", 3 / 6),
         ("Caption: a dog runs", 1 / 4),
         ("A dog runs. The image depicts a tree.", 3 / 8),
+        ("The video begins with a dog running.", 4 / 7),
+        ("The clip opens with a dog.", 4 / 6),
+        ("This short video starts with a dog.", 5 / 7),
+        ("These frames depict a dog.", 3 / 5),
+        ("The images show a dog.", 3 / 5),
+        ("Based on the notes, a dog runs.", 4 / 7),
     ],
 )
 def test_boilerplate_is_the_share_of_words_about_the_video(text: str, share: float) -> None:
@@ -125,11 +142,31 @@ def test_boilerplate_is_the_share_of_words_about_the_video(text: str, share: flo
         "I cannot describe this image.",
         "As an AI language model, I have no eyes.",
         "Please provide the video.",
+        "As an AI, I can only read.",
+        "As an AI trained by nobody, I have no eyes.",
+        "Please share more details about what happens.",
+        "Please provide it again.",
+        "Please provide me with the video's frames.",
+        "I don't have enough information to describe this.",
+        "No frames were provided.",
+        "No video was attached to your message.",
+        "There are no images attached.",
+        "It seems that no video was attached.",
+        "It looks like there is no video provided.",
+        "Unable to describe the video.",
+        "I cannot fulfill this request.",
+        "I'm afraid I can't describe this.",
+        "I'm afraid that I'm not able to see it.",
         "抱歉，我无法描述这个视频。",
+        "我无法查看视频。",
     ],
 )
 def test_refusals_are_recognised(text: str) -> None:
     assert is_refusal(text)
+
+
+def test_what_nobody_can_see_in_a_video_is_no_refusal() -> None:
+    assert not is_refusal("我们无法看到骑手的脸，他骑着马穿过田野。")
 
 
 @pytest.mark.parametrize("text", ["A dog runs. The cat", "A man walks along the", "A dog, a cat,", "他在跑步。他停"])

@@ -39,6 +39,8 @@ def test_a_good_caption_stays_as_it_is(text: str) -> None:
         ("The video shows a dog running.", "A dog running.", ["opening"]),
         ("In this video, a dog runs. The image depicts a tree.", "A dog runs. A tree.", ["opening"]),
         ("the video shows a dog", "a dog", ["opening"]),
+        ("The video begins with a dog. These frames depict a tree.", "A dog. A tree.", ["opening"]),
+        ("Based on the notes, the video shows a dog.", "A dog.", ["opening"]),
         ("Caption: a dog runs", "A dog runs", ["label"]),
         ("Sure! Here is a description of the video: The clip features a dog.", "A dog.", ["label", "opening"]),
         ("**Caption:** A *brown* dog.", "A brown dog.", ["markdown", "label"]),

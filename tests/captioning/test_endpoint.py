@@ -247,6 +247,7 @@ def page(content: object, finish_reason: str = "stop", refusal: str | None = Non
         (page(None, "length"), "raise max_tokens"),
         (page(None, refusal="I will not."), "the model refuses: I will not."),
         (page([{"type": "thinking", "thinking": "Hm"}], "length"), "raise max_tokens"),
+        (page("<think>\nThe user wants", "length"), "raise max_tokens"),
     ],
 )
 def test_an_answer_that_is_withheld_is_a_refusal_and_not_paid_for_again(answer: bytes, why: str) -> None:
@@ -268,6 +269,24 @@ def test_the_text_of_an_answer_in_parts_is_put_together() -> None:
     parts = [{"type": "text", "text": "a "}, {"type": "thinking", "thinking": []}, {"type": "text", "text": "dog"}]
     with serving(Behaviour(page=page(parts), page_type="application/json")) as server:
         assert ask(Endpoint(url=server.url, retries=0), 1) == [Reply(text="a dog")]
+
+
+@pytest.mark.parametrize(
+    ("content", "text", "cut_off"),
+    [
+        ("<think>\nThe user wants a dog.\n</think>\n\nA brown dog runs.", "A brown dog runs.", False),
+        ("The user wants a dog.\n</think>\n\nA brown dog runs.", "A brown dog runs.", False),
+        ("<think>A</think>No.<think>B</think> A dog.", "A dog.", False),
+        ("<think>\nThe user wants", "", True),
+        ("A dog. <think>Or a cat", "A dog.", True),
+        (" A dog thinks. ", " A dog thinks. ", False),
+    ],
+)
+def test_thoughts_are_no_answer(content: str, text: str, cut_off: bool) -> None:
+    with serving(Behaviour(page=page(content), page_type="application/json")) as server:
+        (reply,) = ask(Endpoint(url=server.url, retries=0), 1)
+    assert isinstance(reply, Reply)
+    assert (reply.text, reply.cut_off) == (text, cut_off)
 
 
 @pytest.mark.parametrize(("page", "kind"), [(b"<html>hello</html>", "text/html"), (b"[1]", "application/json")])

@@ -9,11 +9,12 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from captioning.enhance import choose, enhance, read_captions
+from captioning import enhance as module
+from captioning.enhance import choose, enhance
 from captioning.requests import Request, Sampling
 from curation.cli import app
 from curation.errors import CutroomError, UsageError
-from curation.table import CAPTIONS, CLIPS, Part, Store, conform, extend
+from curation.table import CAPTIONS, CLIPS, USAGE, Part, Store, conform, extend
 from tests.captioning.server import Behaviour, serving
 from tests.helpers import clip_rows
 
@@ -27,12 +28,14 @@ CAPTIONS_SEEN = [
 
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
-    """A run with four captions; a rejected clip and one without a caption have none to offer."""
+    """A run with four captions; what was rejected, refused or cut off, and a clip without one, have none to offer."""
     store = Store(tmp_path / "out")
     store.create()
-    captions = [*CAPTIONS_SEEN, "A rejected clip.", None]
-    clips = conform(clip_rows(6, caption=captions), extend(CLIPS, CAPTIONS))
-    status = pa.array(["kept"] * 4 + ["rejected", "kept"])
+    captions = [*CAPTIONS_SEEN, "A rejected clip.", None, "I'm sorry, but I can't see a video.", "A dog runs along"]
+    usage = pa.array([None] * 7 + [{"cut_off": True}], USAGE)
+    schema = extend(CLIPS, pa.schema([*CAPTIONS, ("caption_usage", USAGE)]))
+    clips = conform(clip_rows(8, caption=captions).append_column("caption_usage", usage), schema)
+    status = pa.array(["kept"] * 4 + ["rejected"] + ["kept"] * 3)
     clips = clips.set_column(clips.schema.get_field_index("status"), "status", status)
     store.commit(Part("p", clips=clips), sheets=True)
     (tmp_path / "out" / "run.json").write_text(json.dumps({"pipeline": "x", "base": "/", "keep": {}, "shards": {}}))
@@ -40,7 +43,15 @@ def finished(tmp_path: Path) -> Path:
 
 
 def echo(request: Request) -> str:
-    return request.prompt
+    return f"{request.prompt} That is all."  # so that the prompt is no sentence that breaks off
+
+
+def refuse(request: Request) -> str:
+    return "Sure! I'm sorry, but I can't help with that." if "Prompt: a cat" in request.prompt else "Long."
+
+
+def chat(request: Request) -> str:
+    return "<think>\nA dog.\n</think>\n\nSure! Here is a description:\n\n**A brown dog** runs."
 
 
 def fail(request: Request) -> str:
@@ -64,17 +75,60 @@ def test_a_prompt_that_fails_does_not_cost_the_others(finished: Path, json_: boo
     assert str(done.exception).endswith("has not answered 'a cat': no mood")
 
 
-def test_only_captions_of_kept_clips_are_examples(finished: Path) -> None:
-    assert read_captions(finished) == CAPTIONS_SEEN
+def test_a_refusal_is_no_answer(finished: Path) -> None:
+    model = ["--run", str(finished), "--model", "tests.captioning.test_enhance:refuse"]
+    done = CliRunner().invoke(app, ["enhance", "a dog", "a cat", *model])
+    assert (done.exit_code, done.stdout) == (1, "Long.\n")
+    assert str(done.exception).endswith("has not answered 'a cat': it refuses: I'm sorry, but I can't help with that.")
+
+
+def test_thoughts_and_chatter_are_not_printed(finished: Path) -> None:
+    model = ["--run", str(finished), "--model", "tests.captioning.test_enhance:chat"]
+    assert CliRunner().invoke(app, ["enhance", "a dog", *model]).stdout == "A brown dog runs.\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("A dog runs. It bar", "A dog runs.\n"), ("A dog ru", ""), ("<think>The user", "")]
+)
+def test_a_sentence_that_is_cut_off_is_not_printed(finished: Path, text: str, says: str) -> None:
+    model = ["--run", str(finished), "--model", "writer"]
+    message = {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "length"}]}
+    page = json.dumps({**message, "data": [{"id": "writer"}]}).encode()
+    with serving(Behaviour(page=page, page_type="application/json")) as server:
+        done = CliRunner().invoke(app, ["enhance", "a dog", *model, "--endpoint", server.url])
+    assert done.stdout == says
+    assert done.exit_code == (0 if says else 1)
+    assert says or "raise max_tokens" in str(done.exception)
+
+
+def test_only_whole_captions_of_kept_clips_are_examples(finished: Path) -> None:
+    (done,) = enhance(["a dog runs"], finished, "tests.captioning.test_enhance:moody", num_examples=20)
+    assert sorted(done.examples) == sorted(CAPTIONS_SEEN)
+
+
+def test_a_run_whose_captions_are_all_refusals_has_no_style(finished: Path) -> None:
+    store = Store(finished)
+    for part_id, clips in store.parts("clips"):
+        refusals = pa.array(["I cannot view videos."] * len(clips))
+        store.write("clips", part_id, clips.set_column(clips.column_names.index("caption"), "caption", refusals))
+    with pytest.raises(UsageError, match="break off or are refusals"):
+        enhance(["a dog"], finished, "tests.captioning.test_enhance:echo")
+
+
+def test_captions_are_read_once_for_all_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(module, "words", lambda text: (read.append(text), text.split())[1])
+    choose(["a dog", "a cat", "a bee"], CAPTIONS_SEEN, 2)
+    assert sorted(read) == sorted([*CAPTIONS_SEEN, "a dog", "a cat", "a bee"])
 
 
 def test_what_is_like_the_prompt_comes_first_and_the_seed_decides_the_rest() -> None:
-    assert choose("a dog on the beach", CAPTIONS_SEEN, 2)[0] == CAPTIONS_SEEN[0]
-    assert choose("rain in the street", CAPTIONS_SEEN, 2)[0] == CAPTIONS_SEEN[3]
-    drawn = {tuple(choose("a dog", CAPTIONS_SEEN, 2, seed=seed)) for seed in range(20)}
+    beach, street = choose(["a dog on the beach", "rain in the street"], CAPTIONS_SEEN, 2)
+    assert (beach[0], street[0]) == (CAPTIONS_SEEN[0], CAPTIONS_SEEN[3])
+    drawn = {tuple(choose(["a dog"], CAPTIONS_SEEN, 2, seed=seed)[0]) for seed in range(20)}
     assert len(drawn) == 3, "any of the others may stand beside it"
-    assert choose("a dog", CAPTIONS_SEEN, 2, seed=4) == choose("a dog", CAPTIONS_SEEN, 2, seed=4)
-    assert sorted(choose("a dog", CAPTIONS_SEEN, 9)) == sorted(CAPTIONS_SEEN)
+    assert choose(["a dog"], CAPTIONS_SEEN, 2, seed=4) == choose(["a dog"], CAPTIONS_SEEN, 2, seed=4)
+    assert sorted(choose(["a dog"], CAPTIONS_SEEN, 9)[0]) == sorted(CAPTIONS_SEEN)
 
 
 def test_the_model_is_shown_examples_and_the_prompt(finished: Path) -> None:
@@ -142,7 +196,7 @@ def test_mistakes_and_failures_are_said(finished: Path, tmp_path: Path) -> None:
         enhance(["a dog"], finished, "tests.captioning.test_enhance:nobody")
     empty = Store(tmp_path / "empty")
     empty.create()
-    with pytest.raises(UsageError, match="no kept clips with captions"):
+    with pytest.raises(UsageError, match="no kept clip with a caption"):
         enhance(["a dog"], empty.root, echo_name)
     with pytest.raises(CutroomError, match="has not answered 'a dog': no mood"):
         enhance(["a dog"], finished, "tests.captioning.test_enhance:fail", sampling=Sampling())
