@@ -93,7 +93,6 @@ class Captioner(Stage):
             sent["sent_as"] = "mp4"  # once these were single pictures
         if self.vllm and self.vllm.max_model_len is not None:
             sent["max_model_len"] = self.vllm.max_model_len  # what was refused as too long is to be asked again
-        sent["thoughts"] = "dropped"  # once they were part of an answer
         return {**super().settings(), "model": model, "prompt": self.filled.mark, **sent}
 
     def check(self) -> None:
@@ -189,7 +188,7 @@ class Captioner(Stage):
         return answers
 
     def _key(self, clip_id: str, question: int, request: Request) -> str:
-        stated = ("prompt", "questions", "thoughts")  # in the request itself; of answers kept they are dropped, too
+        stated = ("prompt", "questions")  # in the request itself
         made_by = {name: value for name, value in self.settings_once.items() if name not in stated}
         text = json.dumps([clip_id, question, request.digest(), made_by], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -238,15 +238,6 @@ def test_thoughts_go_into_no_caption_and_no_note(tmp_path: Path) -> None:
     assert journal.read("v") == {"k": Reply(text="A dog.")}
 
 
-def test_captions_from_when_thoughts_were_part_of_them_are_asked_for_anew_and_paid_answers_are_not() -> None:
-    stage = Caption(model="tests.captioning.scripted:describe")
-    settings = stage.settings()
-    assert settings.pop("thoughts") == "dropped"
-    key = stage._key("c", 0, Request(prompt="?"))
-    stage.settings_once = settings
-    assert stage._key("c", 0, Request(prompt="?")) == key
-
-
 def test_captions_of_single_pictures_are_no_captions_of_a_video() -> None:
     """A table from when servers were sent pictures whatever the stage said is not taken for done."""
     there = Endpoint(url="http://nowhere/v1")

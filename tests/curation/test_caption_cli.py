@@ -33,14 +33,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_options_reach_the_training_and_the_record_is_printed(place: Path) -> None:
-    words = ["--method", "full", "--prompt", PROMPT, "--frames", 4, "--long-side-px", 40, "--max-tokens", 9]
+    words = ["--method", "full", "--prompt", PROMPT, "--frames", 4, "--long-side-px", 40, "--max-tokens", 90]
     more = ["--learning-rate", 0.002, "--optimiser", "muon", "--batch", 2, "--accumulate", 3, "--epochs", 1]
     more += ["--held-out", 0.3, "--seed", 5, "--save-memory", "--rank", 3, "--alpha", 7, "--dropout", 0.25]
     done = cutroom("distill", "out", "--base", "base", "--output", "model", *words, *more, "--json", cwd=place)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert record == json.loads((place / "model" / "distill.json").read_text())
-    assert record["question"] == {"prompt": PROMPT, "frames": 4, "long_side_px": 40, "max_tokens": 9}
+    assert record["question"] == {"prompt": PROMPT, "frames": 4, "long_side_px": 40, "max_tokens": 90}
     chosen = {name: record["settings"][name] for name in ("method", "optimiser", "learning_rate", "batch", "seed")}
     assert chosen == {"method": "full", "optimiser": "muon", "learning_rate": 0.002, "batch": 2, "seed": 5}
     assert record["settings"]["save_memory"]
