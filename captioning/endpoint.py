@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import os
 import queue
+import sys
 import threading
 import time
 import weakref
@@ -111,7 +112,8 @@ class Endpoint:
                 f"the key in the environment variable {self.key_env} has letters that cannot be sent, such as curly "
                 "quotes or line breaks; set it again without them"
             )
-        http = openai.DefaultHttpxClient(event_hooks={"request": [lambda request: before()]})
+        hooks = {"request": [lambda request: before()], "response": [lambda response: _bound(response, timeout_s)]}
+        http = openai.DefaultHttpxClient(event_hooks=hooks)
         try:
             return openai.OpenAI(
                 base_url=self.url, api_key=key, timeout=timeout_s, max_retries=retries, http_client=http
@@ -246,6 +248,24 @@ class EndpointBackend:
     def _give_up(self, why: str) -> None:
         self._gave_up = self._gave_up or why
         self._turns.over.set()
+
+
+def _bound(response: Any, timeout_s: float) -> None:
+    """End an answer that trickles: the client's own time-out is for each piece, and blanks keep it waiting for ever."""
+    library: Any = sys.modules[type(response).__module__.partition(".")[0]]  # httpx; openai's newest has a successor
+    stream, until = response.stream, time.monotonic() + timeout_s
+
+    class Bounded(library.SyncByteStream):  # type: ignore[misc]
+        def __iter__(self) -> Iterator[bytes]:
+            for piece in stream:
+                if time.monotonic() > until:
+                    raise library.ReadTimeout(f"the answer takes longer than {timeout_s:g} s", request=response.request)
+                yield piece
+
+        def close(self) -> None:
+            stream.close()
+
+    response.stream = Bounded()
 
 
 def _text(content: Any) -> str | None:

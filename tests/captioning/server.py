@@ -27,6 +27,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 
 WIDTH, HEIGHT, BLOCK = 64, 32, 8
+_BLANK_S = 0.1
 _BITS = (WIDTH // BLOCK) * (HEIGHT // BLOCK)
 
 
@@ -84,6 +85,8 @@ class Behaviour:
     takes_videos: bool = True
     unsupported: frozenset[str] = frozenset()  # fields of a request, which is then answered with 400
     refuses: str | None = None  # a question that is to be answered with this; with 400
+    status_after: tuple[int, int] | None = None  # answers; after that, all are refused with this status
+    trickle_s: float = 0.0  # blanks come for so long before the answer does
     page: bytes | None = None  # answers everything with this, as what is no such server does
     page_type: str = "text/html"
 
@@ -107,6 +110,8 @@ class Server:
             how = self.behaviour
             if how.gone_after is not None and self._num_promised >= how.gone_after:
                 return "dropped", 0.0
+            if how.status_after is not None and self._num_promised >= how.status_after[0]:
+                return "refused", 0.0
             for name, share in (("errors", how.errors), ("dropped", how.dropped), ("limited", how.limited)):
                 if drawn < share:
                     return name, delay
@@ -149,6 +154,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             with contextlib.suppress(OSError):
                 self.connection.shutdown(socket.SHUT_RDWR)
+        elif what == "refused" and (after := self.teller.behaviour.status_after):
+            self._reply(after[1], {"error": {"message": "no more"}})
         elif what == "errors":
             self._reply(500, {"error": {"message": "overturned"}})
         elif what == "limited":
@@ -199,11 +206,15 @@ class Handler(BaseHTTPRequestHandler):
         self._send(status, json.dumps(body).encode(), "application/json")
 
     def _send(self, status: int, payload: bytes, kind: str) -> None:
+        blanks = round(self.teller.behaviour.trickle_s / _BLANK_S) if self.command == "POST" else 0
         with contextlib.suppress(OSError):  # the client has gone
             self.send_response(status)
             self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(payload)))
+            self.send_header("Content-Length", str(blanks + len(payload)))
             self.end_headers()
+            for _ in range(blanks):
+                self.wfile.write(b" ")
+                time.sleep(_BLANK_S)
             self.wfile.write(payload)
 
 

@@ -139,10 +139,15 @@ def test_a_clip_that_the_server_refuses_fails_with_its_reason_and_is_not_asked_a
     assert "this question is too long" in failed["error"]
 
 
-def test_what_a_broken_server_left_open_is_done_by_the_next_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "breaks",
+    [{"gone_after": 47}, {"status_after": (47, 401)}, {"status_after": (47, 404)}, {"status_after": (47, 429)}],
+    ids=["gone", "wrong key", "wrong model", "429 for ever"],
+)
+def test_what_a_broken_server_left_open_is_done_by_the_next_run(tmp_path: Path, breaks: dict[str, Any]) -> None:
     footage = films(tmp_path / "films", num_films=4, num_clips=5)
     output = tmp_path / "out"
-    with serving(Behaviour(gone_after=47)) as server:
+    with serving(Behaviour(**breaks)) as server:
         config = version_1(tmp_path / "p.yaml", server, concurrency=4, retries=0)
         summary = run("told", [str(footage)], output, config=str(config), engine="local", shards=False)
         assert exit_status(summary) == 1
@@ -151,7 +156,7 @@ def test_what_a_broken_server_left_open_is_done_by_the_next_run(tmp_path: Path) 
         assert server.url in summary.waiting_for
         failed = [row for row in Store(output).clips().to_pylist() if row["status"] == "failed"]
         assert all(row["error"].split(":")[1] == " NotNowError" and row["caption"] is None for row in failed)
-        server.behaviour.gone_after = None
+        server.behaviour = Behaviour()
         summary = run("told", [str(footage)], output, config=str(config), engine="local", shards=False)
         assert exit_status(summary) == 0
         assert set(server.answered.values()) == {1}, "what had been answered was asked for again"

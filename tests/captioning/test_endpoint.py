@@ -145,6 +145,23 @@ def test_429_for_ever_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "failures in a row" in str(answers[-1])
 
 
+def test_an_answer_that_trickles_for_ever_ends() -> None:
+    with serving(Behaviour(trickle_s=30.0)) as server:
+        started = time.monotonic()
+        (answer,) = ask(Endpoint(url=server.url, retries=1, timeout_s=1.0), 1)
+        assert time.monotonic() - started < 15
+        assert server.num_requests == 2
+    assert isinstance(answer, NotNowError)
+    assert "the answer takes longer than 1 s" in str(answer)
+
+
+def test_an_answer_that_comes_in_pieces_is_one() -> None:
+    with serving(Behaviour(trickle_s=0.5)) as server:
+        (answer,) = ask(Endpoint(url=server.url, retries=0, timeout_s=10.0), 1)
+    assert isinstance(answer, Reply)
+    assert answer.text == "number 0"
+
+
 def test_a_server_that_goes_away_is_left_alone() -> None:
     with serving(Behaviour(gone_after=20)) as server:
         answers = ask(Endpoint(url=server.url, retries=0, concurrency=4), 200)
