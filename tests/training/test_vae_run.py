@@ -378,6 +378,12 @@ def test_a_reconstruction_never_takes_the_place_of_a_video(
     assert made == {f"{name}-reconstructed.mp4" for name in ("mine", "a_same", "a_same-2", "b_c")}
 
 
+@pytest.mark.parametrize("side", [0, 7])
+def test_pictures_too_small_for_the_vae_are_said_before_work(side: int, config: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"at least 8 px a side, not 16x{side}"):
+        Reconstructor(str(tmp_path / "start"), Look(height=16, width=side), device="cpu")
+
+
 def test_what_is_lost_shows_in_the_exit_status(config: Path, tmp_path: Path) -> None:
     torn = sample(1)
     torn[1]["mp4"] = b"torn"
@@ -392,6 +398,8 @@ def test_what_is_lost_shows_in_the_exit_status(config: Path, tmp_path: Path) -> 
 def test_pictures_too_small_for_lpips_are_said_before_work(config: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"alex takes pictures of at least 31 px a side, not 16x256"):
         Reconstructor(str(tmp_path / "start"), Look(height=16, lpips="torchvision"), device="cpu")
+    with pytest.raises(UsageError, match=r"alex takes pictures of at least 31 px a side, not 24x256"):  # as it is cut
+        Reconstructor(str(tmp_path / "start"), Look(height=31, lpips="torchvision"), device="cpu")
     with pytest.raises(UsageError, match=r"squeeze takes pictures of at least 17 px a side, not 16x16"):
         load(config, changes=["loss.perceptual={weight: 1.0, network: squeeze}"])
 

@@ -50,6 +50,11 @@ class Look:
     tiles: Tiles | None = None
     lpips: str | None = None
 
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width that samples of shards really have."""
+        return self.height // 8 * 8, self.width // 8 * 8
+
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruction:
@@ -69,10 +74,12 @@ class Reconstructor:
         weights: a folder, or a repository on the hub.
 
     Raises:
-        UsageError: the weights, or those of LPIPS, are not there.
+        UsageError: the weights, or those of LPIPS, are not there, or the size of the look is too small.
     """
 
     def __init__(self, weights: str, look: Look, *, device: str | None = None) -> None:
+        if min(look.sides) < 8:
+            raise UsageError(f"the VAE takes pictures of at least 8 px a side, not {look.height}x{look.width}")
         self._look = look
         self._device = find_device(device)
         self._vae = VAE.from_pretrained(fetch(weights, "vae")).to(self._device)
@@ -80,7 +87,7 @@ class Reconstructor:
         if look.lpips is not None:
             trunk = None if look.lpips == "torchvision" else look.lpips
             settings = PerceptualSettings(weight=1.0, network="alex", trunk=trunk)
-            check_sides(settings, look.height, look.width)
+            check_sides(settings, *look.sides)
             self._perceptual = Perceptual(settings).to(self._device)
 
     def each(self, source: str, *, limit: int | None = None) -> Iterator[Reconstruction | str]:
@@ -172,7 +179,8 @@ def _from_file(source: str, look: Look) -> Iterator[tuple[str, Any, float]]:
 def _from_shards(source: str, look: Look, limit: int | None) -> Iterator[tuple[str, Any, float]]:
     """Samples of shards in their order, cut to one size from the middle."""
     frames = (look.frames - 1) // 4 * 4 + 1
-    bucket = Bucket(frames=frames, height=look.height // 8 * 8, width=look.width // 8 * 8)
+    height, width = look.sides
+    bucket = Bucket(frames=frames, height=height, width=width)
     settings = DataSettings(
         shards=source, buckets=[bucket], held_out=0.0, crop="center", shuffle=False, min_pixels=1e-6, max_bad=1.0
     )
