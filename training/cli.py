@@ -124,11 +124,14 @@ def train_transformer(
     )
 
 
-Source = Annotated[str, typer.Argument(metavar="SOURCE", help="A video, or shards: a run's folder, a tar, a pattern.")]
+Source = Annotated[
+    str,
+    typer.Argument(metavar="SOURCE", help="A video, a folder of them, or shards: a run's folder, a tar, a pattern."),
+]
 Weights = Annotated[str, typer.Option(help="The VAE: a folder, or an id on the Hugging Face hub.")]
 Frames = Annotated[int, typer.Option(min=1, help="Of each video, from its start; made 4k+1.")]
-Height = Annotated[int, typer.Option(min=8, help="What samples of shards are cut to, px.")]
-Width = Annotated[int, typer.Option(min=8, help="What samples of shards are cut to, px.")]
+Height = Annotated[int, typer.Option(min=8, help="What samples of shards are cut to, px; made a multiple of 8.")]
+Width = Annotated[int, typer.Option(min=8, help="What samples of shards are cut to, px; made a multiple of 8.")]
 Chunk = Annotated[int, typer.Option(min=0, help="Frames that pass through at a time, a multiple of 4; 0: all.")]
 Tiled = Annotated[bool, typer.Option("--tiled", help="Large pictures in tiles, which takes less memory.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many samples.")]
@@ -156,8 +159,9 @@ def reconstruct(
     from rich.console import Console
     from rich.markup import escape
 
-    from training.vae.evaluate import Reconstructor, write
+    from training.vae.evaluate import Reconstructor, check_output, write
 
+    check_output(source, output)
     console, written, failed = Console(highlight=False, soft_wrap=True), set[str](), 0
     model = Reconstructor(weights, _look(frames, height, width, chunk, tiled, None), device=device)
     for found in model.each(source, limit=limit):

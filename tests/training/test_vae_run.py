@@ -378,6 +378,64 @@ def test_a_reconstruction_never_takes_the_place_of_a_video(
     assert made == {f"{name}-reconstructed.mp4" for name in ("mine", "a_same", "a_same-2", "b_c")}
 
 
+def test_folders_and_addresses_of_files_are_read_as_videos(config: Path, tmp_path: Path) -> None:
+    videos = tmp_path / "my videos"
+    for number, name in enumerate(("a.mp4", "sub/a.mp4")):
+        (videos / name).parent.mkdir(parents=True, exist_ok=True)
+        (videos / name).write_bytes(sample(number)[1]["mp4"])
+    (videos / "b.mp4").write_bytes(b"torn")
+    model = Reconstructor(str(tmp_path / "start"), Look(frames=5), device="cpu")
+    names = [one if isinstance(one, str) else one.name for one in model.each(str(videos))]
+    assert names[0] == "a"
+    assert names[1].startswith(f"{videos / 'b.mp4'}: ")
+    assert names[2] == "sub/a"
+    assert [one.name for one in model.each(str(videos), limit=1) if not isinstance(one, str)] == ["a"]
+    address = (videos / "a.mp4").as_uri()
+    assert "%20" in address
+    assert [one.name for one in model.each(address) if not isinstance(one, str)] == ["a"]
+
+
+def test_shards_go_before_videos_in_one_folder(config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_tar(run / "shards" / "0.tar", [sample(0)])
+    (run / "mine.mp4").write_bytes(sample(1)[1]["mp4"])
+    model = Reconstructor(str(tmp_path / "start"), Look(frames=5, height=16, width=16), device="cpu")
+    assert [one.name for one in model.each(str(run)) if not isinstance(one, str)] == ["clip-0000"]
+    (run / "shards" / "index.json").write_text("torn")
+    with pytest.raises(UsageError, match="is no index of shards"):
+        next(model.each(str(run)))
+
+
+def test_a_folder_of_neither_videos_nor_shards_is_said(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    model = Reconstructor(str(tmp_path / "start"), Look(), device="cpu")
+    with pytest.raises(UsageError, match=r"empty holds no shards .* and as videos: .*no video in it"):
+        next(model.each(str(tmp_path / "empty")))
+
+
+def test_a_reconstruction_that_would_be_a_video_of_the_folder_is_said_before_work(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos = tmp_path / "clips"
+    videos.mkdir()
+    for name in ("a.mp4", "a-reconstructed.mp4"):
+        (videos / name).write_bytes(name.encode())
+    monkeypatch.chdir(videos)
+    command = ["vae", "reconstruct", ".", "--weights", str(tmp_path / "start"), "--output", "."]
+    done = CliRunner().invoke(app, command)
+    assert isinstance(done.exception, UsageError)
+    assert "a-reconstructed.mp4 is a video of .; name another folder" in str(done.exception)
+    assert {path.name: path.read_bytes() for path in videos.iterdir()} == {
+        name: name.encode() for name in ("a.mp4", "a-reconstructed.mp4")
+    }
+
+
+@pytest.mark.parametrize("side", [0, 7])
+def test_pictures_too_small_for_the_vae_are_said_before_work(side: int, config: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"at least 8 px a side, not 16x{side}"):
+        Reconstructor(str(tmp_path / "start"), Look(height=16, width=side), device="cpu")
+
+
 def test_what_is_lost_shows_in_the_exit_status(config: Path, tmp_path: Path) -> None:
     torn = sample(1)
     torn[1]["mp4"] = b"torn"
@@ -392,6 +450,8 @@ def test_what_is_lost_shows_in_the_exit_status(config: Path, tmp_path: Path) -> 
 def test_pictures_too_small_for_lpips_are_said_before_work(config: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"alex takes pictures of at least 31 px a side, not 16x256"):
         Reconstructor(str(tmp_path / "start"), Look(height=16, lpips="torchvision"), device="cpu")
+    with pytest.raises(UsageError, match=r"alex takes pictures of at least 31 px a side, not 24x256"):  # as it is cut
+        Reconstructor(str(tmp_path / "start"), Look(height=31, lpips="torchvision"), device="cpu")
     with pytest.raises(UsageError, match=r"squeeze takes pictures of at least 17 px a side, not 16x16"):
         load(config, changes=["loss.perceptual={weight: 1.0, network: squeeze}"])
 

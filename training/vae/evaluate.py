@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import itertools
 import math
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import torch
@@ -16,6 +20,7 @@ from torch import Tensor
 
 from curation.devices import find_device
 from curation.errors import UsageError, VideoError, one_line
+from curation.inputs import VIDEO_SUFFIXES, find_videos
 from curation.video import Video
 from training.data.faults import BadDataError
 from training.data.loader import Loader, open_catalogue
@@ -28,7 +33,6 @@ from training.vae.config import Chunks, Tiles
 from training.vae.model import VAE
 
 _NAMED = 20  # samples that are left out, for each reason
-_VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,11 @@ class Look:
     tiles: Tiles | None = None
     lpips: str | None = None
 
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width that samples of shards really have."""
+        return self.height // 8 * 8, self.width // 8 * 8
+
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruction:
@@ -69,10 +78,12 @@ class Reconstructor:
         weights: a folder, or a repository on the hub.
 
     Raises:
-        UsageError: the weights, or those of LPIPS, are not there.
+        UsageError: the weights, or those of LPIPS, are not there, or the size of the look is too small.
     """
 
     def __init__(self, weights: str, look: Look, *, device: str | None = None) -> None:
+        if min(look.sides) < 8:
+            raise UsageError(f"the VAE takes pictures of at least 8 px a side, not {look.height}x{look.width}")
         self._look = look
         self._device = find_device(device)
         self._vae = VAE.from_pretrained(fetch(weights, "vae")).to(self._device)
@@ -80,19 +91,19 @@ class Reconstructor:
         if look.lpips is not None:
             trunk = None if look.lpips == "torchvision" else look.lpips
             settings = PerceptualSettings(weight=1.0, network="alex", trunk=trunk)
-            check_sides(settings, look.height, look.width)
+            check_sides(settings, *look.sides)
             self._perceptual = Perceptual(settings).to(self._device)
 
     def each(self, source: str, *, limit: int | None = None) -> Iterator[Reconstruction | str]:
         """Every video of a source: there and back. A video that cannot be read is a line that says why.
 
         Args:
-            source: a video file, or whatever ``shards.read.find_shards`` takes.
+            source: a video file, a folder of them, or whatever ``shards.read.find_shards`` takes.
             limit: only the first so many that can be read.
         """
-        is_file = Path(source).suffix.lower() in _VIDEOS or _is_video(Path(source))
-        videos = _from_file(source, self._look) if is_file else _from_shards(source, self._look, limit)
-        for name, video, fps in videos:
+        files = _find_files(source)
+        found = _from_shards(source, self._look, limit) if files is None else _from_files(files, self._look, limit)
+        for name, video, fps in found:
             yield name if video is None else self._reconstruct(name, video.to(self._device), fps)
 
     @torch.inference_mode()
@@ -111,28 +122,38 @@ def write(found: Reconstruction, folder: Path, written: set[str]) -> list[Path]:
     """The original beside the reconstruction: an MP4, and a contact sheet of both. Returns the files.
 
     Keys of samples may have folders, and different shards the same keys: ``written`` holds the names that are taken,
-    and takes in this one. What is added to a name keeps it from being that of the source.
+    and takes in this one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     both = [to_frames(found.original), to_frames(found.made)]
-    plain = re.sub(r"[^\w.-]", "_", found.name).lstrip(".")
-    name = next(name for name in _numbered(plain) if name not in written)
-    written.add(name)
-    paths = [folder / f"{name}.mp4", folder / f"{name}.jpg"]
+    paths = _targets(found.name, folder, written)
     write_video(paths[0], beside(both), fps=found.fps)
     write_picture(paths[1], contact_sheet(both))
     return paths
+
+
+def check_output(source: str, folder: Path) -> None:
+    """Raises UsageError where what ``write`` makes of a source would take the place of one of its videos."""
+    files, written = _find_files(source) or [], set[str]()
+    originals = {os.path.realpath(path) for _, path in files}
+    for name, _ in files:
+        for target in _targets(name, folder, written):
+            if os.path.realpath(target) in originals:
+                raise UsageError(f"--output {folder}: {target} is a video of {source}; name another folder")
+
+
+def _targets(name: str, folder: Path, written: set[str]) -> list[Path]:
+    """The files of a sample of this name. What is added to it keeps a lone video from being its own target."""
+    plain = re.sub(r"[^\w.-]", "_", name).lstrip(".")
+    free = next(one for one in _numbered(plain) if one not in written)
+    written.add(free)
+    return [folder / f"{free}.mp4", folder / f"{free}.jpg"]
 
 
 def _numbered(name: str) -> Iterator[str]:
     yield f"{name}-reconstructed"
     for number in itertools.count(2):
         yield f"{name}-{number}-reconstructed"
-
-
-def _is_video(path: Path) -> bool:
-    """Whether a file is to be read as a video: whatever it is called, if it is nothing of shards."""
-    return path.is_file() and path.suffix.lower() not in (".tar", ".json", ".txt")
 
 
 def mean(figures: list[dict[str, float | None]]) -> dict[str, float | None]:
@@ -144,35 +165,68 @@ def mean(figures: list[dict[str, float | None]]) -> dict[str, float | None]:
     return result
 
 
-def _from_file(source: str, look: Look) -> Iterator[tuple[str, Any, float]]:
-    """The first frames of a file as (name, video (3, T, H, W) uint8, fps)."""
-    name = Path(source).stem
-    if not Path(source).is_file():
+def _find_files(source: str) -> list[tuple[str, str]] | None:
+    """The videos of a source as (name, path); None where it is to be read as shards."""
+    path = url2pathname(urlsplit(source).path) if source.startswith("file://") else source
+    if os.path.isdir(path):
+        if _holds_shards(Path(path)):
+            return None
+        try:
+            videos = find_videos([path]).videos
+        except UsageError as error:
+            why = str(error).removeprefix("--input ")
+            raise UsageError(f"{source} holds no shards (an index.json or tars), and as videos: {why}") from error
+        return [(os.path.splitext(os.path.relpath(video, path))[0], video) for video in videos]
+    suffix = Path(path).suffix.lower()
+    if os.path.isfile(path):  # whatever it is called, if it is nothing of shards
+        return None if suffix in (".tar", ".json", ".txt") else [(Path(path).stem, path)]
+    if suffix in VIDEO_SUFFIXES and not glob.has_magic(path):
         raise UsageError(f"there is no file {source}")
+    return None
+
+
+def _holds_shards(folder: Path) -> bool:
+    places = (folder, folder / "shards")
+    return any((place / "index.json").is_file() or any(place.glob("*.tar")) for place in places)
+
+
+def _from_files(files: Sequence[tuple[str, str]], look: Look, limit: int | None) -> Iterator[tuple[str, Any, float]]:
+    """The first frames of each file as (name, video (3, T, H, W) uint8, fps)."""
+    num_read = 0
+    for name, path in files:
+        if num_read == limit:
+            return
+        try:
+            video, fps = _read_file(path, look)
+        except VideoError as error:
+            yield f"{path}: {one_line(error)}", None, 0.0
+            continue
+        num_read += 1
+        yield name, video, fps
+
+
+def _read_file(path: str, look: Look) -> tuple[Tensor, float]:
     pictures, times = [], []
-    try:
-        with Video(source) as video:
-            for frame in video.frames():
-                width, height = (side // 8 * 8 for side in (video.width, video.height))
-                if min(width, height) < (8 if look.lpips is None else LEAST_SIDES["alex"]):
-                    raise VideoError(f"is {video.width}x{video.height}, too small for the VAE, or for LPIPS")
-                picture = frame.picture(video.width, video.height)[:height, :width, ::-1]
-                pictures.append(torch.from_numpy(picture.copy()))
-                times.append(frame.t_s)
-                if len(pictures) == look.frames:
-                    break
-    except VideoError as error:
-        yield f"{source}: {one_line(error)}", None, 0.0
-        return
+    with Video(path) as video:
+        for frame in video.frames():
+            width, height = (side // 8 * 8 for side in (video.width, video.height))
+            if min(width, height) < (8 if look.lpips is None else LEAST_SIDES["alex"]):
+                raise VideoError(f"is {video.width}x{video.height}, too small for the VAE, or for LPIPS")
+            picture = frame.picture(video.width, video.height)[:height, :width, ::-1]
+            pictures.append(torch.from_numpy(picture.copy()))
+            times.append(frame.t_s)
+            if len(pictures) == look.frames:
+                break
     count = (len(pictures) - 1) // 4 * 4 + 1
     step_s = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
-    yield name, torch.stack(pictures[:count]).permute(3, 0, 1, 2), 1 / step_s if step_s > 0 else 25.0
+    return torch.stack(pictures[:count]).permute(3, 0, 1, 2), 1 / step_s if step_s > 0 else 25.0
 
 
 def _from_shards(source: str, look: Look, limit: int | None) -> Iterator[tuple[str, Any, float]]:
     """Samples of shards in their order, cut to one size from the middle."""
     frames = (look.frames - 1) // 4 * 4 + 1
-    bucket = Bucket(frames=frames, height=look.height // 8 * 8, width=look.width // 8 * 8)
+    height, width = look.sides
+    bucket = Bucket(frames=frames, height=height, width=width)
     settings = DataSettings(
         shards=source, buckets=[bucket], held_out=0.0, crop="center", shuffle=False, min_pixels=1e-6, max_bad=1.0
     )
