@@ -293,7 +293,10 @@ def _say_end(weights: list[Path], output: Path, figures: dict[str, float], *, js
     console = Console(highlight=False, soft_wrap=True)
     for name, value in figures.items():
         console.print(f"  {name}: {value:.4g}")
-    last = there[-1] if there else str(output)
+    if not there:  # only encoded
+        console.print(f"Encoded: {escape(str(output))}; the same command without --encode-only trains")
+        return
+    last = there[-1]
     is_pipeline = Path(last, "model_index.json").is_file()
     opens = "CogVideoXPipeline" if is_pipeline else "AutoencoderKLCogVideoX"
     console.print(f"Weights: {escape(last)} (diffusers' {opens} opens them)")

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoTokenizer
+from typer.testing import CliRunner
 
+from curation.cli import app
 from curation.errors import UsageError
 from tests.training.data.made import sample, write_tar
 from tests.training.transformer_made import TINY_VAE, quiet, write_config, write_models, write_shards
@@ -284,7 +286,10 @@ def test_a_text_is_encoded_alike_with_whomever(place: Path) -> None:
 
 
 def test_encode_only_leaves_nothing_for_the_training_to_encode(place: Path) -> None:
-    train_transformer(place / "own.yaml", place / "out", say=quiet, encode_only=True)
+    options = ["train", "transformer", str(place / "own.yaml"), "--output", str(place / "out"), "--encode-only"]
+    done = CliRunner().invoke(app, options, catch_exceptions=False)
+    assert done.stdout.endswith("without --encode-only trains\n")
+    assert "Weights:" not in done.stdout
     assert not (place / "out" / "checkpoints").exists()
     said: list[str] = []
     train_transformer(place / "own.yaml", place / "out", changes=["training.steps=1"], say=said.append)
