@@ -185,6 +185,7 @@ class _Packs:
     """Packs of unlike sizes for ever, four in a step; a rank along ``data`` reads its own."""
 
     _SIZES = (3, 1, 2, 2)
+    num_bad = 0
 
     def __init__(self, world: World) -> None:
         self._world = world
