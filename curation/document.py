@@ -16,11 +16,11 @@ from pydantic import TypeAdapter, ValidationError
 from curation.errors import ConfigError, UsageError, nearest
 
 
-class Loader(yaml.SafeLoader):
+class YamlLoader(yaml.SafeLoader):
     """Reads 1e-4 as a number, as YAML 1.2 has it and everybody means; YAML 1.1 wants 1.0e-4."""
 
 
-Loader.add_implicit_resolver(
+YamlLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
 
@@ -35,7 +35,7 @@ class Document:
         self.file = file
         try:
             text = file.read_text(encoding="utf-8")
-            loader = Loader(text)
+            loader = YamlLoader(text)
             self._root = loader.get_single_node()
             if self._root is not None:
                 self._refuse_duplicates(self._root, set())

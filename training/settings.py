@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
 
-from curation.document import Document, Loader
+from curation.document import Document, YamlLoader
 from curation.errors import UsageError
 
 STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
@@ -152,7 +152,7 @@ def _changed(document: Document, kind: type[C], config: C, whole: dict[str, Any]
         if not equals:
             raise UsageError(f"--set {change}: NAME=VALUE is meant, such as training.steps=100")
         try:
-            value = yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
+            value = yaml.load(text, YamlLoader)  # noqa: S506 - a SafeLoader
         except yaml.YAMLError as error:
             raise UsageError(f"--set {change}: {text!r} is not valid YAML") from error
         for key in reversed(place.split(".")):
