@@ -5,8 +5,9 @@
 
 Each mode runs in a process of its own and prints one JSON line. ``peak_bytes`` is the most that the process held (on a
 GPU: its allocator), ``pass_bytes`` that less what it held before the pass: weights, libraries and the latent. Weights
-are random, of the decoder alone; they change neither. What a pass takes grows with the area of the picture, so a small
-picture tells of a large one. ``diffusers`` is its own model in its own chunks, where it is installed.
+are random, of the decoder alone; they change neither. ``diffusers`` is its own model in its own chunks, where it is
+installed. With ``--device meta`` nothing is computed: the bytes of all tensors that live at a time are counted, in
+seconds and on any machine, without what convolutions take for themselves.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ import resource
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from curation.torchvision import mend
 from training.vae.config import SIZES, Chunks, Tiles, size
@@ -35,6 +39,30 @@ CUTS: dict[str, tuple[Chunks | None, Tiles | None]] = {
     "whole": (None, None),
 }
 MODES = (*CUTS, "diffusers")
+
+
+class Counted(TorchDispatchMode):
+    """The bytes of the tensors that operations made and that are still held."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._held: dict[int, tuple[object, int]] = {}  # by storage
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation, and count what it made."""
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in self._held:
+                key = storage._cdata
+                gone = weakref.finalize(storage, self._free, key)
+                self._held[key] = gone, storage.nbytes()
+                self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        return made
+
+    def _free(self, key: int) -> None:
+        self.now -= self._held.pop(key)[1]
 
 
 def decoder(mode: str, options: argparse.Namespace) -> Callable[[Tensor], object]:
@@ -68,6 +96,16 @@ def measure(mode: str, options: argparse.Namespace) -> dict[str, object]:
     with torch.device("meta"):
         shape = VAE(size(options.size)).latent_shape(options.frames, options.height, options.width)
     z = torch.randn(1, *shape, dtype=getattr(torch, options.dtype), device=options.device)
+    about = {
+        "mode": mode,
+        "size": options.size,
+        "video": f"{options.frames}x{options.height}x{options.width}",
+        "dtype": options.dtype,
+    }
+    if z.is_meta:
+        with torch.no_grad(), Counted() as counted:
+            decode(z)
+        return {**about, "device": "meta", "pass_bytes": counted.peak}
     cuda = z.is_cuda
     before = torch.cuda.memory_allocated() if cuda else psutil.Process().memory_info().rss
     start = time.perf_counter()
@@ -78,10 +116,7 @@ def measure(mode: str, options: argparse.Namespace) -> dict[str, object]:
     seconds = time.perf_counter() - start
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
-        "mode": mode,
-        "size": options.size,
-        "video": f"{options.frames}x{options.height}x{options.width}",
-        "dtype": options.dtype,
+        **about,
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "threads": options.threads,
         "peak_bytes": peak,
