@@ -28,6 +28,7 @@ from captioning.question import RECORD, Question
 from captioning.tuning import Settings, Tuned, prepare, rate_at, steps_of
 from curation.devices import find_device
 from curation.errors import CutroomError, UsageError
+from curation.files import LEFTOVERS, aside
 from curation.model_files import check_safetensors, identity
 from curation.output import locked
 
@@ -188,7 +189,8 @@ def _check_output(output: Path, found: Distilled) -> None:
     if output.exists() and not output.is_dir():
         raise UsageError(f"--output {output} is a file; name a folder")
     begun = output / _TRAINING / "request.json"
-    nobodys = {output / ".lock", _aside(begun)}  # what a training leaves that is killed before it says what it is
+    # What a training leaves that is killed before it says what it is.
+    nobodys = {output / ".lock", *begun.parent.glob(LEFTOVERS)}
     if begun.parent.is_dir() and nobodys.issuperset(begun.parent.iterdir()):
         nobodys.add(begun.parent)
     if not output.is_dir() or nobodys.issuperset(output.iterdir()):
@@ -325,10 +327,10 @@ def _say_evaluation(figures: dict[str, float], samples: list[dict[str, str]], sa
 
 def _save(tuned: Tuned, found: Distilled, output: Path) -> None:
     """Write the model aside and move it into place; the record comes last and says that all is there."""
-    aside = output / _TRAINING / "model"
-    shutil.rmtree(aside, ignore_errors=True)
-    tuned.save(aside)
-    for path in sorted(aside.iterdir()):
+    whole = output / _TRAINING / "model"
+    shutil.rmtree(whole, ignore_errors=True)
+    tuned.save(whole)
+    for path in sorted(whole.iterdir()):
         target = output / path.name
         if target.is_dir():
             shutil.rmtree(target)
@@ -337,13 +339,8 @@ def _save(tuned: Tuned, found: Distilled, output: Path) -> None:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    aside = _aside(path)
-    aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(aside, path)
-
-
-def _aside(path: Path) -> Path:
-    return path.with_name(f"{path.name}.tmp")
+    with aside(path) as file:
+        file.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def _read_record(output: Path) -> Distilled:

@@ -21,6 +21,7 @@ from captioning.metrics import AverageScores, PairScores, average, compare
 from captioning.question import RECORD, Question, is_distilled, read_question
 from captioning.requests import Backend, Reply
 from curation.errors import CutroomError, UsageError, one_line
+from curation.files import aside
 from curation.output import check_file
 from curation.table import CAPTIONS, Store
 
@@ -138,10 +139,9 @@ def evaluate(
     )
     say(done)
     if table is not None:
-        aside = Path(table).with_name(f".{Path(table).name}.tmp")
         try:
-            pq.write_table(_side_by_side(judged), aside)
-            os.replace(aside, table)
+            with aside(Path(table)) as file:
+                pq.write_table(_side_by_side(judged), file)
         except OSError as error:
             raise CutroomError(f"--table {table} cannot be written: {one_line(error)}") from error
     return done

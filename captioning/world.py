@@ -30,6 +30,7 @@ import numpy as np
 import pyarrow as pa
 from av.video.frame import VideoFrame
 
+from curation.files import aside
 from curation.painting import BACKGROUNDS, COLOURS, paint
 from curation.table import CAPTIONS, CLIPS, FRAMES, VIDEOS, Part, Store, conform, extend
 
@@ -255,14 +256,12 @@ def write_films(
 
 
 def _write_film(path: Path, clips: list[np.ndarray]) -> None:
-    aside = path.with_name(f".{path.name}")
-    with av.open(str(aside), "w", format="mp4") as container:
+    with aside(path) as file, av.open(str(file), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FILM_FPS, options={"preset": "veryfast", "crf": "6"})
         stream.height, stream.width, stream.pix_fmt = *clips[0].shape[1:3], "yuv420p"
         for picture in itertools.chain.from_iterable(clips):
             container.mux(stream.encode(VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
-    os.replace(aside, path)
 
 
 def clip_id(seed: int, number: int) -> str:

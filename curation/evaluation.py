@@ -26,6 +26,7 @@ from captioning.sidecar import caption_for
 from curation.clips import Range
 from curation.decode import Decode, Decoded, Decoder, join
 from curation.errors import CutroomError, UsageError, VideoError, one_line
+from curation.files import aside
 from curation.inputs import find_videos
 from curation.isolate import Isolated, TooLargeError
 from curation.model_files import MissingWeightsError, located
@@ -326,6 +327,5 @@ def _is_report(file: Path) -> bool:
 
 def write(place: Path, content: dict[str, Any]) -> None:
     """Write a report, whole or not at all."""
-    aside = place.with_name(f".{place.name}.tmp")
-    aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, place)
+    with aside(place) as file:
+        file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 from av.video.frame import VideoFrame
 
+from curation.files import aside
 from curation.painting import COLOURS, Shape, barred, cut_out, paint, place, write
 
 Camera = Literal["static", "pan_left", "pan_right", "tilt_up", "tilt_down", "zoom_in", "zoom_out"]
@@ -222,10 +223,9 @@ def pictures(film: Film) -> Iterator[np.ndarray]:
 def write_film(path: Path, film: Film) -> None:
     """Encode a film with PyAV."""
     fast = {"preset": "veryfast", "crf": "20"} if film.codec == "libx264" else {"deadline": "realtime", "cpu-used": "8"}
-    aside = path.with_name(f".{path.name}")
     container = "mp4" if path.suffix == ".mp4" else "webm"
     options = {"movflags": "faststart"} if container == "mp4" else {}
-    with av.open(str(aside), "w", format=container, options=options) as out:
+    with aside(path) as file, av.open(str(file), "w", format=container, options=options) as out:
         stream = out.add_stream(film.codec, rate=film.fps, options={**fast, "g": str(2 * film.fps)})
         stream.width, stream.height, stream.pix_fmt = film.width, film.height, "yuv420p"
         stream.bit_rate = 1_500_000 if film.codec == "libvpx-vp9" else 0
@@ -234,7 +234,6 @@ def write_film(path: Path, film: Film) -> None:
             frame.pts, frame.time_base = i, Fraction(1, film.fps)
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
-    os.replace(aside, path)
 
 
 def _take(shot: Shot, film: Film, seed: int) -> Iterator[np.ndarray]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +13,7 @@ from typing import Any
 import filelock
 
 from curation.errors import UsageError
+from curation.files import aside
 from curation.plan import Plan
 from curation.table import Store
 
@@ -80,9 +80,8 @@ def write_run_file(store: Store, plan: Plan, base: str, engine: str, *, settled:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
     content = {**plan.resolved(), "base": base, "engine": engine, "settled": settled, "versions": versions}
-    aside = store.root / f"{RUN_FILE}.tmp"
-    aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(aside, store.root / RUN_FILE)
+    with aside(store.root / RUN_FILE) as file:
+        file.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from curation.clips import Range
 from curation.decode import Decode, Decoded, Decoder, Piece, join
 from curation.errors import CutroomError, VideoError
+from curation.files import LEFTOVERS, aside
 from curation.isolate import Isolated
 from curation.plan import Plan
 from curation.sheets import open_sheets
@@ -56,7 +57,7 @@ class RangeStore:
             if other != self.folder:
                 shutil.rmtree(other, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.glob("*.tmp"):
+        for leftover in self.folder.glob(LEFTOVERS):
             leftover.unlink()
 
     def end(self) -> None:
@@ -74,9 +75,8 @@ class RangeStore:
         facts = None if piece is None else {k: v for k, v in piece._asdict().items() if k != "clips"}
         clips = pa.table({}) if piece is None else piece.clips
         table = clips.replace_schema_metadata({_FACTS: json.dumps(facts).encode()})
-        aside = self.folder / f"{name}.{os.getpid()}.tmp"
-        pq.write_table(table, aside)
-        os.replace(aside, self.path(name))
+        with aside(self.path(name)) as file:
+            pq.write_table(table, file)
 
     def take(self, row: dict[str, Any], mark: str) -> Decoded | None:
         """A film put together from its ranges; None where they are not all there, or one met damage."""

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curation.errors import TableError
+from curation.files import LEFTOVERS, aside
 
 VIDEOS = pa.schema(
     [
@@ -165,7 +166,7 @@ class Store:
         for kind in KINDS:
             (self.root / kind).mkdir(parents=True, exist_ok=True)
         for kind in (*KINDS, *APART.values()):
-            for leftover in (self.root / kind).glob("*.tmp"):
+            for leftover in (self.root / kind).glob(LEFTOVERS):
                 leftover.unlink()
         committed = set(self.part_ids())
         for kind in ("clips", "frames", *APART.values()):
@@ -176,9 +177,8 @@ class Store:
     def begin(self) -> None:
         """Name a run. From now on workers that a killed run left behind commit nothing."""
         self.run = uuid.uuid4().hex
-        aside = self.root / f"{_RUN}.tmp"
-        aside.write_text(self.run, encoding="utf-8")
-        os.replace(aside, self.root / _RUN)
+        with aside(self.root / _RUN) as file:
+            file.write_text(self.run, encoding="utf-8")
 
     def _check_run(self, what: object) -> None:
         """Raise TableError where another run has begun since."""
@@ -246,12 +246,9 @@ class Store:
     def write(self, kind: str, part_id: str, table: pa.Table) -> None:
         """Write one Parquet file aside, then rename it into place. Raises TableError as ``commit``."""
         path = self.path(kind, part_id)
-        aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        pq.write_table(table, aside, compression="zstd", row_group_size=_ROW_GROUP)
-        with open(aside, "rb") as file:
-            os.fsync(file.fileno())
-        self._check_run(path)  # as late as can be: a large file takes its time
-        os.replace(aside, path)
+        with aside(path, durable=True) as file:
+            pq.write_table(table, file, compression="zstd", row_group_size=_ROW_GROUP)
+            self._check_run(path)  # as late as can be: a large file takes its time
 
     def read(self, kind: str, part_id: str, columns: Iterable[str] | None = None) -> pa.Table:
         """Read one file of a part."""

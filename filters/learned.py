@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import os
 import re
-import uuid
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +14,7 @@ import pyarrow as pa
 from pydantic import ConfigDict, FiniteFloat, TypeAdapter, ValidationError
 
 from curation.errors import UsageError
+from curation.files import aside
 from curation.model_files import content_digest
 from curation.stage import Stage
 
@@ -99,13 +99,9 @@ class LearnedFilter:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file aside, then rename it into place."""
-        path = Path(path)
-        aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
-            with open(aside, "wb") as file:
-                file.write(TypeAdapter(LearnedFilter).dump_json(self, indent=1) + b"\n")
-                os.fsync(file.fileno())
-            os.replace(aside, path)
+            with aside(Path(path), durable=True) as file:
+                file.write_bytes(TypeAdapter(LearnedFilter).dump_json(self, indent=1) + b"\n")
         except OSError as error:
             raise UsageError(f"cannot write {path}: {error.strerror}") from error
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.errors import UsageError, nearest, one_line
+from curation.files import aside
 from shards.bytes import Bytes, beside, file_name, filesystem, hidden, is_http, is_remote
 from shards.probe import Probing
 from shards.scan import COLUMNS, ROW, Fault, Scan, scan
@@ -194,9 +195,8 @@ def _from_cache(path: Path, columns: list[str]) -> tuple[Scan, list[str]] | None
 
 def _to_cache(path: Path, found: Scan) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
-    pq.write_table(found.table.replace_schema_metadata({_FAULTS: json.dumps(found.faults)}), aside)
-    os.replace(aside, path)
+    with aside(path) as file:
+        pq.write_table(found.table.replace_schema_metadata({_FAULTS: json.dumps(found.faults)}), file)
 
 
 def _indexed(reader: Bytes, url: str) -> list[Shard]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from curation.files import LEFTOVERS
 from curation.fingerprint import hash_file
 from curation.plan import ShardSettings
 from curation.table import Part, Store, caption_of
@@ -106,7 +107,7 @@ class ShardSet:
             shutil.rmtree(self.aside, ignore_errors=True)
             self.aside.mkdir(parents=True)
             plan.write_text(key)
-        for leftover in self.aside.glob("*.tmp"):
+        for leftover in self.aside.glob(LEFTOVERS):
             leftover.unlink()
 
     def finish(self, key: str, done: list[Part]) -> None:

@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
 from curation.errors import CutroomError, UsageError
+from curation.files import aside
 from curation.output import locked
 from training.checkpoint import Checkpoints, on_first
 from training.distributed import World
@@ -33,7 +34,6 @@ from training.muon import Muon
 from training.optimiser import Average, factor_at, optimisers
 from training.settings import Training
 from training.task import Batches, Task
-from training.weights import aside
 
 WEIGHTS = "weights"
 _WRITTEN = "weights.step"  # of the training whose weights lie there, whole

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from curation.errors import UsageError
-from training.weights import aside
+from curation.files import aside
 
 METRICS = "metrics.jsonl"
 HELD_OUT = "held_out_"  # begins the names of figures on data held out

@@ -3,9 +3,11 @@
     span = split_frames(video.shape[2], ranks)[rank]          # of one video, known to all ranks of the group
     with context_parallel(vae, group):
         reconstruction, posterior = vae(video[:, :, span])
-    loss = mean_share((reconstruction - video[:, :, span]).abs(), group) + 1e-6 * posterior.kl().mean()
-    loss.backward()
-    sum_gradients(vae, group)                                  # now the gradients of the whole video's loss
+    share = (reconstruction - video[:, :, span]).abs().sum() / video.numel()
+    share.backward()
+
+The ranks' shares of a loss add up to that of the whole video, and their gradients to its gradients. FSDP2 over the
+ranks averages gradients where this needs their sum: there, multiply the loss by the number of ranks.
 
 Rank 0 holds 4k+1 frames and every other rank 4m, so that no rank splits a latent. What crosses ranks:
 
@@ -32,12 +34,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.distributed.tensor import DTensor
 
 from training.vae.model import VAE
 from training.vae.timeline import Timeline
-
-_BUCKET = 2**24  # gradients that are summed in one call: 64 MiB of float32
 
 
 def split_frames(frames: int, ranks: int, *, ratio: int = 4) -> list[slice]:
@@ -74,21 +73,6 @@ def context_parallel(vae: VAE, group: dist.ProcessGroup | None = None) -> Iterat
         vae.timeline = before
 
 
-def mean_share(values: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """This rank's share of the mean over all ranks' ``values``: the shares add up to what one process would compute.
-
-    Sums over frames, such as ``Gaussian.kl()``, need no such care: the ranks' sums add up to the sum.
-    """
-    return values.sum() / total(torch.tensor(values.numel(), device=values.device), group)
-
-
-def total(share: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """The sum of a value over the ranks, without gradient: the loss to report of the ranks' shares."""
-    result = share.detach().clone()
-    dist.all_reduce(result, group=group)
-    return result
-
-
 def gather_frames(own: Tensor, frames: int, group: dist.ProcessGroup | None = None) -> Tensor:
     """All frames of a video of which each rank holds its span (``split_frames``): B C ``frames`` H W, no gradient."""
     group = _group(group)
@@ -98,30 +82,6 @@ def gather_frames(own: Tensor, frames: int, group: dist.ProcessGroup | None = No
     parts = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(parts, padded, group=group)
     return torch.cat([part[:, :, :count] for part, count in zip(parts, counts, strict=True)], dim=2)
-
-
-def sum_gradients(module: nn.Module, group: dist.ProcessGroup | None = None) -> None:
-    """Replace each parameter's gradient by its sum over the ranks. Call once after backward, before clipping.
-
-    With FSDP2 over *other* ranks (a mesh of data times context) it sums the shards. FSDP2 over the ranks of the group
-    itself averages their gradients: there, do not call this but multiply the loss by the number of ranks.
-    """
-    grads = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    local = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]
-    bucket: list[Tensor] = []
-    for index, grad in enumerate(local):
-        bucket.append(grad)
-        following = local[index + 1] if index + 1 < len(local) else None
-        if following is None or following.dtype != grad.dtype or sum(each.numel() for each in bucket) >= _BUCKET:
-            _sum_in_place(bucket, group)
-            bucket = []
-
-
-def _sum_in_place(tensors: list[Tensor], group: dist.ProcessGroup | None) -> None:
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    dist.all_reduce(flat, group=group)
-    for tensor, part in zip(tensors, flat.split_with_sizes([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
 
 
 class SharedTimeline(Timeline):

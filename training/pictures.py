@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +11,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
+from curation.files import aside
 from training.quality import to_unit
 
 _GAP_PX = 2
@@ -26,15 +26,13 @@ def to_frames(video: Tensor) -> np.ndarray:
 def write_video(path: Path, frames: np.ndarray, *, fps: float) -> None:
     """(T, H, W, 3) uint8 to an MP4 that every player shows. Odd sizes lose their last row or column."""
     height, width = (side - side % 2 for side in frames.shape[1:3])
-    aside = path.with_name(f".{path.name}")
-    with av.open(str(aside), "w", format="mp4") as container:
+    with aside(path) as file, av.open(str(file), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "12"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for frame in frames:
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
-    os.replace(aside, path)
 
 
 def beside(videos: Sequence[np.ndarray]) -> np.ndarray:

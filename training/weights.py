@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, dtype
 
 from curation.errors import UsageError
+from curation.files import aside
 
 Config = TypeVar("Config")
 
@@ -169,14 +168,3 @@ def _shards(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]
         shards[-1][name] = tensor
         size += tensor.nbytes
     return shards
-
-
-@contextmanager
-def aside(file: Path) -> Iterator[Path]:
-    """A place to write what becomes ``file`` once all is written; nothing stays of it otherwise."""
-    other = file.with_name(f".{file.name}.{uuid.uuid4().hex[:12]}")  # numbers of processes are alike in containers
-    try:
-        yield other
-        other.replace(file)
-    finally:
-        other.unlink(missing_ok=True)

@@ -219,7 +219,7 @@ def test_what_a_training_leaves_that_is_killed_at_its_very_end_is_removed_later(
     assert (output / RECORD).exists()
 
 
-@pytest.mark.parametrize("torn", [[], ["request.json.tmp"]], ids=["empty", "half a request"])
+@pytest.mark.parametrize("torn", [[], [".request.json.4f1d.tmp"]], ids=["empty", "half a request"])
 def test_a_training_killed_before_it_said_what_it_is_leaves_the_folder_free(
     torn: list[str], world: Path, base: str, tmp_path: Path
 ) -> None:

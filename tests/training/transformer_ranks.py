@@ -12,8 +12,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from curation.errors import UsageError
+from tests.training.sums import sum_gradients
 from tests.training.transformer_helpers import TINY, noise, tiny
-from training.parallel import sum_gradients
 from training.transformer.diffusion import losses
 from training.transformer.model import Transformer, blocks, checkpoint_blocks
 from training.transformer.parallel import context_parallel

@@ -17,9 +17,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from tests.training.sums import mean_share, sum_gradients, total
 from tests.training.vae_helpers import TINY, tiny, video
 from training import parallel
-from training.parallel import context_parallel, mean_share, split_frames, sum_gradients, total
+from training.parallel import context_parallel, split_frames
 from training.vae.config import Chunks
 from training.vae.gaussian import Gaussian
 from training.vae.model import VAE, blocks, checkpoint_blocks

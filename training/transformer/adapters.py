@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from curation.errors import UsageError
+from curation.files import aside
 from training import weights
 from training.transformer import sat
 
@@ -220,14 +221,14 @@ def write_peft(folder: str | Path, lora: Lora) -> Path:
     """Write what ``PeftModel.from_pretrained`` opens."""
     file = _write(Path(folder, PEFT), lora.tensors("base_model.model."), {"format": "pt"})
     config = {"peft_type": "LORA", "bias": "none", "inference_mode": True, **lora.config()}
-    with weights.aside(file.with_name(PEFT_CONFIG)) as other:
+    with aside(file.with_name(PEFT_CONFIG)) as other:
         other.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return file
 
 
 def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with weights.aside(file) as other:
+    with aside(file) as other:
         save_file(tensors, other, metadata=metadata)
     return file
 
@@ -251,6 +252,6 @@ def write_sat(folder: str | Path, lora: Lora) -> Path:
         stem = f"{sat.PREFIX}transformer.layers.{match[1]}.{name}.matrix"
         named[f"{stem}_A.{place}"], named[f"{stem}_B.{place}"] = lora.a[module], lora.b[module]
     file = sat.write(folder, named)
-    with weights.aside(Path(folder, SAT_CONFIG)) as other:
+    with aside(Path(folder, SAT_CONFIG)) as other:
         other.write_text(json.dumps(lora.config(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return file

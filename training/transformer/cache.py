@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from training.weights import aside
+from curation.files import aside
 
 BAD = "bad-"
 _OPEN_FILES = 32

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 
 from captioning.tags import scores_to_say, with_tags
 from curation.errors import UsageError
+from curation.files import aside
 from shards.bytes import Bytes
 from shards.read import Catalogue, Shard
-from training.weights import aside
 
 T = TypeVar("T")
 

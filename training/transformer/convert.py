@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from curation.errors import UsageError, nearest
+from curation.files import aside
 from training import weights
 from training.transformer import adapters, sat
 from training.transformer.config import TransformerConfig
@@ -126,7 +127,7 @@ def _vae_to_sat(source: Path, target: Path) -> Path:
     weights.check_names(folder, wanted=wanted, found=state)
     found = sat.vae_to_sat(state, rest=_read_rest(folder))
     target.mkdir(parents=True, exist_ok=True)
-    with weights.aside(target / SAT_VAE) as other:
+    with aside(target / SAT_VAE) as other:
         torch.save({"state_dict": found}, other)
     _note(target, weights.CONFIG, config.to_json())
     return target / SAT_VAE
@@ -170,10 +171,10 @@ def _write_rest(target: Path, rest: Mapping[str, Tensor]) -> None:
     """Before the weights, so that a converted model is never without it."""
     if rest:
         target.mkdir(parents=True, exist_ok=True)
-        with weights.aside(target / REST) as other:
+        with aside(target / REST) as other:
             save_file({name: tensor.clone().contiguous() for name, tensor in rest.items()}, other)
 
 
 def _note(target: Path, name: str, text: str) -> None:
-    with weights.aside(target / name) as other:
+    with aside(target / name) as other:
         other.write_text(text, encoding="utf-8")

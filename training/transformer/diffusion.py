@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from curation.errors import UsageError
+from curation.files import aside
 from training import weights
 
 FILE = "scheduler_config.json"
@@ -109,7 +110,7 @@ class Diffusion:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``scheduler_config.json`` into ``folder`` (a pipeline's ``scheduler``)."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        with weights.aside(Path(folder, FILE)) as file:
+        with aside(Path(folder, FILE)) as file:
             file.write_text(self.to_json(), encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from curation.errors import UsageError, nearest
-from training import weights
+from curation.files import aside
 from training.transformer.config import TransformerConfig
 from training.transformer.models import DTYPES
 from training.transformer.text import TextEncoder
@@ -53,7 +53,7 @@ def save(file: Path, texts: Mapping[str, Tensor]) -> None:
     """Write embeddings as safetensors; ``texts`` in the file's metadata lists them in their order."""
     file.parent.mkdir(parents=True, exist_ok=True)
     named = {f"text.{number:06}": tensor.contiguous() for number, tensor in enumerate(texts.values())}
-    with weights.aside(file) as other:
+    with aside(file) as other:
         save_file(named, other, metadata={_TEXTS: json.dumps(list(texts), ensure_ascii=False)})
 
 

@@ -4,12 +4,11 @@
         v = transformer(latents, text, t)          # the same on all ranks of the group, whole on each
         loss = losses(v, target).mean()            # likewise
         loss.backward()
-    sum_gradients(transformer, group)              # now the gradients of that loss
 
 Each rank runs the blocks on its part of the text and of the video tokens. Around attention ranks exchange: each gets
-all tokens for its share of the heads, and gives them back (DeepSpeed Ulysses, arXiv 2309.14509). Until they are summed
-over the group, the gradients on a rank are those that go through its own tokens. FSDP2 over the ranks of the group
-averages where this needs a sum: there, multiply the loss by the number of ranks instead.
+all tokens for its share of the heads, and gives them back (DeepSpeed Ulysses, arXiv 2309.14509). The gradients on a
+rank are those that go through its own tokens: their sum over the group is the gradient of the loss. FSDP2 over the
+ranks of the group averages where this needs a sum: there, multiply the loss by the number of ranks.
 """
 
 from __future__ import annotations

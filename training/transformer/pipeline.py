@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
+from curation.files import aside
 from training.transformer.config import TransformerConfig
 from training.transformer.diffusion import Diffusion
 from training.vae.config import VAEConfig
-from training.weights import CONFIG, aside, write
+from training.weights import CONFIG, write
 
 INDEX = "model_index.json"
 _TEXT = ("text_encoder", "tokenizer")

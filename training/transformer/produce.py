@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from curation.errors import UsageError, one_line
-from training import weights
+from curation.files import aside
 from training.launch import is_first
 from training.pictures import contact_sheet, to_frames, write_picture, write_video
 from training.transformer import embeddings
@@ -135,7 +135,7 @@ def write(output: Path, job: Job, video: Tensor, *, fps: float) -> None:
     write_video(output / f"{job.name}.mp4", frames, fps=fps)
     write_picture(output / f"{job.name}.jpg", contact_sheet([frames]))
     about = {**job.about, "num_frames": len(frames), "versions": versions()}
-    with weights.aside(output / f"{job.name}.json") as file:
+    with aside(output / f"{job.name}.json") as file:
         file.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

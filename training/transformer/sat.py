@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from curation.errors import UsageError
-from training import weights
+from curation.files import aside
 from training.transformer.config import SIZES, TransformerConfig
 from training.transformer.positions import sinusoidal
 
@@ -174,9 +174,9 @@ def write(folder: str | Path, sat: Mapping[str, Tensor]) -> Path:
     """Write a folder that SAT loads: ``latest`` and ``1/mp_rank_00_model_states.pt``, whose path is returned."""
     file = Path(folder, "1", "mp_rank_00_model_states.pt")
     file.parent.mkdir(parents=True, exist_ok=True)
-    with weights.aside(file) as other:
+    with aside(file) as other:
         torch.save({"module": {name: tensor.detach().cpu() for name, tensor in sat.items()}}, other)
-    with weights.aside(Path(folder, "latest")) as other:
+    with aside(Path(folder, "latest")) as other:
         other.write_text("1", encoding="utf-8")
     return file
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from curation.errors import UsageError
+from curation.files import aside
 from training.pretrained import fetch
-from training.weights import aside, read_json
+from training.weights import read_json
 
 WORDS = "words"
 _READ_BYTES = 1 << 24
