@@ -150,16 +150,7 @@ def distill(
             )
         sheets = Sheets(run, [example.clip_id for example in examples], folder / "sheets")
         try:
-            learnt, held_out = ([e for e in part if e.clip_id in sheets] for part in (learnt, held_out))
-            num_with_sheet = len(learnt) + len(held_out)
-            # One torn picture would end the training at the step that comes to it, and every training after it.
-            torn = {e.clip_id for e in [*learnt, *held_out] if not sheets.is_whole(e.clip_id, question)}
-            learnt, held_out = ([e for e in part if e.clip_id not in torn] for part in (learnt, held_out))
-            if torn:
-                say(f"{len(torn)} clips are left out, a picture of theirs cannot be decoded; the first is {min(torn)}")
-            if not learnt or not held_out:
-                raise UsageError(f"{run} has contact sheets of too few of its captioned clips; run the pipeline again")
-            found = dataclasses.replace(found, num_without_sheet=len(examples) - num_with_sheet, num_torn=len(torn))
+            found, learnt, held_out = _shown(found, learnt, held_out, sheets, say)
             found = _train(found, learnt, held_out, sheets, output, device=device, say=say)
         except torch.OutOfMemoryError as error:
             raise UsageError(
@@ -170,6 +161,23 @@ def distill(
             sheets.close()
         shutil.rmtree(folder)
     return found
+
+
+def _shown(
+    found: Distilled, learnt: Sequence[Example], held_out: Sequence[Example], sheets: Sheets, say: Say
+) -> tuple[Distilled, list[Example], list[Example]]:
+    """Leave out the clips whose contact sheets are missing or torn; ``found`` says how many there are of each."""
+    examples = [*learnt, *held_out]
+    there = {e.clip_id for e in examples if e.clip_id in sheets}
+    # One torn picture would end the training at the step that comes to it, and every training after it.
+    whole = {clip_id for clip_id in there if sheets.is_whole(clip_id, found.question)}
+    if torn := there - whole:
+        say(f"{len(torn)} clips are left out, a picture of theirs cannot be decoded; the first is {min(torn)}")
+    learnt, held_out = ([e for e in part if e.clip_id in whole] for part in (learnt, held_out))
+    if not learnt or not held_out:
+        raise UsageError(f"{found.run} has contact sheets of too few of its captioned clips; run the pipeline again")
+    found = dataclasses.replace(found, num_without_sheet=len(examples) - len(there), num_torn=len(torn))
+    return found, learnt, held_out
 
 
 def _check_request(base: str, settings: Settings, device: str | None) -> None:
