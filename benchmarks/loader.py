@@ -10,8 +10,9 @@ round by round (a ratio of 0.5 is half as many clips a second, or half the CPU t
 
 ``webdataset_pyav`` decodes from the clip's start and scales with OpenCV; ``webdataset_pyav_seek`` seeks to the span and
 lets FFmpeg scale; ``webdataset_decord`` reads the span and scales it with OpenCV; so does ``webdataset_torchcodec``,
-which is there where it can be imported. All decode and scale on one thread a worker: more threads than cores help
-nobody who is alone on a machine, and take time from the others where not.
+and ``webdataset_torchcodec_resize`` scales by itself: both are there where torchcodec can be imported. All decode and
+scale on one thread a worker: more threads than cores help nobody who is alone on a machine, and take time from the
+others where not.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from typing import Any
 
 import numpy as np
 import psutil
+
+from curation.torchvision import mend
 
 _BATCH = 4
 _LENGTH = 97  # frames of the clips that are made
@@ -198,12 +201,31 @@ def torchcodec(frames: int, crop: tuple[int, int]) -> Decode:
     return decode
 
 
+def torchcodec_resize(frames: int, crop: tuple[int, int]) -> Decode:
+    """The frames of the span, which it makes small itself."""
+    mend()
+    from torchcodec.decoders import VideoDecoder
+    from torchcodec.transforms import Resize  # type: ignore[import-not-found]
+
+    def decode(mp4: bytes) -> np.ndarray:
+        about = VideoDecoder(mp4, seek_mode="approximate").metadata
+        small = [Resize(cover(about.height, about.width, crop))]
+        options = {"num_ffmpeg_threads": 1, "seek_mode": "approximate", "transforms": small}
+        decoder = VideoDecoder(mp4, dimension_order="NHWC", **options)
+        start = random.randint(0, len(decoder) - frames)  # noqa: S311
+        taken: np.ndarray = decoder.get_frames_in_range(start, start + frames).data.numpy()
+        return taken
+
+    return decode
+
+
 CONTENDERS: dict[str, Callable[[int, tuple[int, int]], Decode] | None] = {
     "cutroom": None,
     "webdataset_pyav": pyav,
     "webdataset_pyav_seek": pyav_seek,
     "webdataset_decord": decord,
     "webdataset_torchcodec": torchcodec,
+    "webdataset_torchcodec_resize": torchcodec_resize,
 }
 
 
