@@ -60,10 +60,13 @@ class Counted(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, and count what it made."""
+        given = {each.untyped_storage()._cdata for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
         made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in self._held:
-                key = storage._cdata
+            if not isinstance(tensor, Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            if (key := storage._cdata) not in self._held and key not in given:
                 gone = weakref.finalize(storage, self._free, key)
                 self._held[key] = gone, storage.nbytes()
                 self.now += storage.nbytes()

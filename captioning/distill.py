@@ -159,6 +159,8 @@ def distill(
             ) from error
         finally:
             sheets.close()
+        for leftover in output.glob(LEFTOVERS):
+            leftover.unlink()
         shutil.rmtree(folder)
     return found
 

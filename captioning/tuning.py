@@ -17,6 +17,7 @@ from captioning.examples import Encoder, Example
 from captioning.requests import Reply, Request
 from curation.devices import find_device
 from curation.errors import UsageError
+from curation.files import flush
 
 _CHECKPOINT = "checkpoint-"
 _LEARNING_RATES = {"lora": 1e-4, "full": 1e-5}
@@ -218,8 +219,7 @@ class Tuned:
         os.link(best, aside / "best")
         (aside / "state.json").write_text(json.dumps(dataclasses.asdict(state)), encoding="utf-8")
         for path in aside.iterdir():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+            flush(path)
         place = folder / f"{_CHECKPOINT}{state.step:08d}"
         shutil.rmtree(place, ignore_errors=True)
         os.replace(aside, place)

@@ -13,7 +13,7 @@ from typing import Any
 import filelock
 
 from curation.errors import UsageError
-from curation.files import aside
+from curation.files import LEFTOVERS, aside
 from curation.plan import Plan
 from curation.table import Store
 
@@ -31,7 +31,7 @@ def check_output(output: Path, pipeline: str) -> dict[str, Any]:
         raise UsageError(f"--output {output} is a file; name a folder")
     state = read_run_file(output)
     if state is None:
-        if output.is_dir() and any(path.name != ".lock" for path in output.iterdir()):
+        if output.is_dir() and any(path.name != ".lock" and not path.match(LEFTOVERS) for path in output.iterdir()):
             raise UsageError(f"--output {output} holds other files and no {RUN_FILE}; name a new or empty folder")
         return {}
     if state["pipeline"] != pipeline:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curation.errors import TableError
-from curation.files import LEFTOVERS, aside
+from curation.files import LEFTOVERS, aside, flush
 
 VIDEOS = pa.schema(
     [
@@ -159,14 +159,14 @@ class Store:
 
     def scratch(self, name: str) -> Path:
         """A file that is of use only until a part is committed; what is left over goes with the next run."""
-        return self.root / "frames" / f"{name}.{uuid.uuid4().hex[:8]}.tmp"
+        return self.root / "frames" / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
 
     def create(self) -> None:
         """Make the folders and remove what killed runs left behind."""
         for kind in KINDS:
             (self.root / kind).mkdir(parents=True, exist_ok=True)
-        for kind in (*KINDS, *APART.values()):
-            for leftover in (self.root / kind).glob(LEFTOVERS):
+        for folder in (".", *KINDS, *APART.values()):
+            for leftover in (self.root / folder).glob(LEFTOVERS):
                 leftover.unlink()
         committed = set(self.part_ids())
         for kind in ("clips", "frames", *APART.values()):
@@ -246,8 +246,9 @@ class Store:
     def write(self, kind: str, part_id: str, table: pa.Table) -> None:
         """Write one Parquet file aside, then rename it into place. Raises TableError as ``commit``."""
         path = self.path(kind, part_id)
-        with aside(path, durable=True) as file:
+        with aside(path) as file:
             pq.write_table(table, file, compression="zstd", row_group_size=_ROW_GROUP)
+            flush(file)
             self._check_run(path)  # as late as can be: a large file takes its time
 
     def read(self, kind: str, part_id: str, columns: Iterable[str] | None = None) -> pa.Table:

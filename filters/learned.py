@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic import ConfigDict, FiniteFloat, TypeAdapter, ValidationError
 
 from curation.errors import UsageError
-from curation.files import aside
+from curation.files import aside, flush
 from curation.model_files import content_digest
 from curation.stage import Stage
 
@@ -100,8 +100,9 @@ class LearnedFilter:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file aside, then rename it into place."""
         try:
-            with aside(Path(path), durable=True) as file:
+            with aside(Path(path)) as file:
                 file.write_bytes(TypeAdapter(LearnedFilter).dump_json(self, indent=1) + b"\n")
+                flush(file)
         except OSError as error:
             raise UsageError(f"cannot write {path}: {error.strerror}") from error
 

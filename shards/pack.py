@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from curation.errors import CutroomError, VideoError, one_line
-from curation.files import aside
+from curation.files import aside, flush
 from curation.fingerprint import hash_file
 from curation.isolate import Isolated
 from curation.plan import ShardSettings
@@ -76,29 +76,30 @@ class WriteShard:
         import webdataset
 
         errors: list[str | None] = []
-        with (
-            aside(path, durable=True) as place,
-            open(place, "wb") as file,
-            ThreadPoolExecutor(self.threads) as pool,
-            webdataset.TarWriter(file, mtime=0, user="cutroom", group="cutroom") as tar,
-        ):
-            # The order of the samples is that of the rows, whichever clip is encoded first.
-            for row, cut in zip(rows, in_order(pool, self._cut, rows, self.threads), strict=True):
-                if isinstance(cut, str):
-                    errors.append(cut)
-                    continue
-                errors.append(None)
-                part.add(f"clips_{cut.by}", 1)
-                if cut.why:
-                    part.add("clips_not_remuxed", 1)
-                tar.write(
-                    {
-                        "__key__": row["clip_id"],
-                        "mp4": cut.mp4,
-                        "txt": caption_of(row) or "",
-                        "json": sample_json(row, self.settings, cut).encode(),
-                    }
-                )
+        with aside(path) as place:
+            with (
+                open(place, "wb") as file,
+                ThreadPoolExecutor(self.threads) as pool,
+                webdataset.TarWriter(file, mtime=0, user="cutroom", group="cutroom") as tar,
+            ):
+                # The order of the samples is that of the rows, whichever clip is encoded first.
+                for row, cut in zip(rows, in_order(pool, self._cut, rows, self.threads), strict=True):
+                    if isinstance(cut, str):
+                        errors.append(cut)
+                        continue
+                    errors.append(None)
+                    part.add(f"clips_{cut.by}", 1)
+                    if cut.why:
+                        part.add("clips_not_remuxed", 1)
+                    tar.write(
+                        {
+                            "__key__": row["clip_id"],
+                            "mp4": cut.mp4,
+                            "txt": caption_of(row) or "",
+                            "json": sample_json(row, self.settings, cut).encode(),
+                        }
+                    )
+            flush(place)
         return errors
 
     def _cut(self, row: dict[str, Any]) -> Cut | str:

@@ -107,7 +107,10 @@ class ShardSet:
             shutil.rmtree(self.aside, ignore_errors=True)
             self.aside.mkdir(parents=True)
             plan.write_text(key)
-        for leftover in self.aside.glob(LEFTOVERS):
+        self._sweep()
+
+    def _sweep(self) -> None:
+        for leftover in self.aside.glob(LEFTOVERS):  # of workers that were killed
             leftover.unlink()
 
     def finish(self, key: str, done: list[Part]) -> None:
@@ -130,6 +133,7 @@ class ShardSet:
         }
         (self.aside / INDEX).write_text(json.dumps(index, indent=1))
         (self.aside / _PLAN).unlink()
+        self._sweep()
         shutil.rmtree(self.before, ignore_errors=True)
         if self.folder.exists():
             self.folder.rename(self.before)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from curation.errors import CutroomError, UsageError
+from curation.files import flush
 from training.distributed import World
 
 _NAME = "step-"
@@ -71,11 +71,11 @@ class Checkpoints:
         if self._world.is_first:
             (aside / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
             for path in (*aside.iterdir(), aside):
-                _flush(path)
+                flush(path)
             if place.exists():
                 place.rename(place.with_suffix(".old.tmp"))
             aside.rename(place)
-            _flush(self.folder)
+            flush(self.folder)
             finished = sorted(self.folder.glob(f"{_NAME}*[0-9]"))
             for old in (*finished[: -self._keep], *self.folder.glob("*.tmp")):
                 shutil.rmtree(old)
@@ -115,15 +115,6 @@ def _as_it_is() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         yield
-
-
-def _flush(path: Path) -> None:
-    """See to it that a file, or a folder's list of files, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _first_line(error: BaseException) -> str:

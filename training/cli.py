@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from training.sample_cli import chunks_of
+
 if TYPE_CHECKING:  # the rest of the command line must not wait for what these import
     from collections.abc import Callable
 
@@ -219,14 +221,11 @@ def evaluate(
 
 
 def _look(frames: int, height: int, width: int, chunk: int, tiled: bool, lpips: str | None) -> Look:
-    from curation.errors import UsageError
-    from training.vae.config import Chunks, Tiles
+    from training.vae.config import Tiles
     from training.vae.evaluate import Look
 
-    if chunk % 4:
-        raise UsageError(f"--chunk {chunk}: a multiple of 4 is meant, such as 8, or 0 for all frames at once")
-    chunks = Chunks(frames=chunk, latents=chunk // 4) if chunk else None
-    return Look(frames=frames, height=height, width=width, chunks=chunks, tiles=Tiles() if tiled else None, lpips=lpips)
+    tiles = Tiles() if tiled else None
+    return Look(frames=frames, height=height, width=width, chunks=chunks_of(chunk), tiles=tiles, lpips=lpips)
 
 
 def _will_be_said(num_processes: int, engine: Launcher) -> bool:

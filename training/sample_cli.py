@@ -140,7 +140,7 @@ def sample(
         dtype=dtype.value if dtype else None,
         device=device,
         offload=offload,
-        chunks=_chunks(chunk),
+        chunks=chunks_of(chunk),
         tiles=Tiles() if tiled else None,
         embeddings=embeddings,
         save_embeddings=save_embeddings,
@@ -218,7 +218,7 @@ def _lora(given: str) -> tuple[str, float]:
         return given, 1.0
 
 
-def _chunks(frames: int) -> Chunks | None:
+def chunks_of(frames: int) -> Chunks | None:
     """Frames through the VAE at a time, and the latents that they become."""
     from curation.errors import UsageError
     from training.vae.config import Chunks

@@ -17,6 +17,8 @@ def test_counts_what_lives_at_a_time_and_no_memory_twice() -> None:
     with torch.device("meta"):
         given = torch.empty(_MIB, dtype=torch.uint8)  # was there before
         with Counted() as counted:
+            assert given.view(2, -1)[0].numel() == _MIB // 2
+            assert counted.now == 0, "a view of what was there"
             kept = given + 1
             view = kept.view(2, -1)[0]
             assert counted.now == _MIB, "a view holds no memory of its own"

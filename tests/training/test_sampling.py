@@ -96,7 +96,7 @@ def test_whole_pipelines_equal_diffusers_frame_for_frame(
         more["image"] = image / 2 + 0.5
     other = pipeline(transformer, vae, encoder, solver=solver, diffusion=diffusion)(
         prompt_embeds=encoder(text),
-        negative_prompt_embeds=encoder.empty(2),
+        negative_prompt_embeds=torch.zeros_like(encoder(text)),
         height=height,
         width=width,
         num_frames=9,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.training.vae_helpers import apart, tiny
 from tests.training.vae_ranks import Case, on_ranks, one_process, several, undivided
-from training.parallel import context_parallel, split_frames
+from training.vae.parallel import context_parallel, split_frames
 
 TWO = {
     "17 frames": Case(),

@@ -19,11 +19,11 @@ from torch.distributed.tensor import DTensor
 
 from tests.training.sums import mean_share, sum_gradients, total
 from tests.training.vae_helpers import TINY, tiny, video
-from training import parallel
-from training.parallel import context_parallel, split_frames
+from training.vae import parallel
 from training.vae.config import Chunks
 from training.vae.gaussian import Gaussian
 from training.vae.model import VAE, blocks, checkpoint_blocks
+from training.vae.parallel import context_parallel, split_frames
 
 
 @dataclasses.dataclass(frozen=True)

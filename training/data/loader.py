@@ -142,11 +142,6 @@ class Loader:
         """Samples that this rank could not read so far."""
         return self.faults.num_bad
 
-    @property
-    def epoch(self) -> int:
-        """The epoch that the next batch is of."""
-        return self._position[0]
-
     def steps(self, epoch: int = 0) -> int:
         """Steps of every rank in an epoch that starts at its first batch."""
         return -(-len(self.plan(epoch)) // self._world)

@@ -53,7 +53,6 @@ class EpochPlan:
     def __init__(
         self, catalogue: Catalogue, settings: DataSettings, epoch: int, *, like: EpochPlan | None = None
     ) -> None:
-        self.epoch = epoch
         same = like is not None and all(bucket.keep == 1 for bucket in settings.buckets)
         self.assignment: Assignment = like.assignment if like and same else assign(catalogue, settings, epoch)
         self._fill = settings.short == "fill"

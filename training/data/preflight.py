@@ -11,7 +11,7 @@ from curation.errors import UsageError
 from shards.bytes import file_name
 from shards.read import Catalogue
 from training.data.assign import SHAPE_REASONS, crop_loss, fits_length, fits_size
-from training.data.faults import BadDataError, Faults
+from training.data.faults import Faults
 from training.data.loader import open_catalogue
 from training.data.plan import EpochPlan
 from training.data.settings import Bucket, DataSettings
@@ -157,6 +157,3 @@ def _longest(bucket: Bucket, num_frames: np.ndarray, fps: np.ndarray, among: np.
 def _name(catalogue: Catalogue, row: int) -> str:
     shard = catalogue.shards[catalogue.table["shard"][row].as_py()]
     return f"{file_name(shard.url)}:{catalogue.table['key'][row].as_py()}"
-
-
-__all__ = ["BadDataError", "BucketReport", "Preflight", "preflight"]

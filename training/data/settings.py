@@ -9,8 +9,7 @@ from annotated_types import Ge, Gt, Le, Len, Lt
 
 from curation.errors import UsageError
 from curation.rules import Rule
-
-_STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
+from training.settings import STRICT
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,7 +20,7 @@ class Bucket:
     ``fps``), and the part of its picture that fills the bucket has at least ``min_pixels`` of the bucket's pixels.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
     frames: Annotated[int, Ge(1)]
     height: Annotated[int, Ge(1)]
@@ -44,7 +43,7 @@ class DataSettings:
         buckets: shapes of batches.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
     shards: str | Annotated[list[str], Len(1)]
     buckets: Annotated[list[Bucket], Len(1)]

@@ -40,28 +40,16 @@ def _every_other(frames: int, draw: Draw) -> slice:
     return slice(0, None, 2)
 
 
-_SPANS: Mapping[str, tuple[Callable[[int, Draw], slice], ...]] = {
-    "first": (_first,),
+MASKS: Mapping[str, tuple[Callable[[int, Draw], slice], ...]] = {
+    "first": (_first,),  # image-to-video
     "last": (_last,),
-    "first_last": (_first, _last),
-    "quarter_first": (_quarter_first,),
-    "quarter_last": (_quarter_last,),
-    "quarter_first_last": (_quarter_first, _quarter_last),
+    "first_last": (_first, _last),  # between two pictures, and loops
+    "quarter_first": (_quarter_first,),  # to extend a clip
+    "quarter_last": (_quarter_last,),  # what came before
+    "quarter_first_last": (_quarter_first, _quarter_last),  # between two clips
     "quarter_random": (_quarter_random,),
-    "every_other": (_every_other,),
+    "every_other": (_every_other,),  # more frames a second
     "random": (),  # each frame by itself, at even odds
-}
-
-MASKS: Mapping[str, str] = {
-    "first": "the first frame: image-to-video",
-    "last": "the last one",
-    "first_last": "both: between two pictures, and loops",
-    "quarter_first": "the first quarter: to extend a clip",
-    "quarter_last": "the last quarter: what came before",
-    "quarter_first_last": "both: between two clips",
-    "quarter_random": "a quarter anywhere",
-    "every_other": "every second frame: more frames a second",
-    "random": "any frames, each at even odds",
 }
 """What may be given, by name. Frames are those of latents: the first stands for one picture, each other for four.
 
@@ -72,7 +60,7 @@ Source: the masks of Open-Sora 1.2 (image_head, image_tail, quarter_head, interp
 def mask(name: str, frames: int, draw: Draw) -> Tensor:
     """Bool (frames,): which are given. At least one of them never is."""
     given = torch.zeros(frames, dtype=torch.bool)
-    for span in _SPANS[name]:
+    for span in MASKS[name]:
         given[span(frames, draw)] = True
     if name == "random":
         given = torch.tensor([draw() < 0.5 for _ in range(frames)])

@@ -63,9 +63,7 @@ class Transformer(nn.Module):
         nn.init.zeros_(self.proj_out.bias)
 
     @overload
-    def forward(
-        self, latents: Tensor, text: Tensor, t: Tensor, *, clean: Tensor | None = None, ofs: float = OFS
-    ) -> Tensor: ...
+    def forward(self, latents: Tensor, text: Tensor, t: Tensor, *, clean: Tensor | None = None) -> Tensor: ...
 
     @overload
     def forward(
@@ -75,7 +73,6 @@ class Transformer(nn.Module):
         t: Tensor,
         *,
         clean: Sequence[Tensor] | None = None,
-        ofs: float = OFS,
     ) -> list[Tensor]: ...
 
     def forward(
@@ -85,7 +82,6 @@ class Transformer(nn.Module):
         t: Tensor,
         *,
         clean: Tensor | Sequence[Tensor] | None = None,
-        ofs: float = OFS,
     ) -> Tensor | list[Tensor]:
         """The velocity of each latent: of a batch (tensors) or of a pack (sequences of tensors without the B).
 
@@ -95,7 +91,6 @@ class Transformer(nn.Module):
             t: the timestep of each sample: (B,).
             clean: frames that are given as they are: bool (B, T). They are modulated as at t = 0. A patch of two
                 frames is clean when both are.
-            ofs: only read by CogVideoX 1.5 image-to-video.
 
         Returns:
             (B, T, out_channels, H, W), or a list of such without B.
@@ -106,10 +101,10 @@ class Transformer(nn.Module):
         if isinstance(latents, Tensor):
             assert isinstance(text, Tensor)
             assert clean is None or isinstance(clean, Tensor)
-            return self._batch(latents, text, t, clean=clean, ofs=ofs)
-        return self._pack(latents, list(text), t, clean=None if clean is None else list(clean), ofs=ofs)
+            return self._batch(latents, text, t, clean=clean)
+        return self._pack(latents, list(text), t, clean=None if clean is None else list(clean))
 
-    def _batch(self, latents: Tensor, text: Tensor, t: Tensor, *, clean: Tensor | None, ofs: float) -> Tensor:
+    def _batch(self, latents: Tensor, text: Tensor, t: Tensor, *, clean: Tensor | None) -> Tensor:
         if not len(latents) == len(text) == len(t):
             raise ValueError(f"a batch of {len(latents)} latents, {len(text)} texts and {len(t)} timesteps")
         grid = grid_of(self.config, latents)
@@ -117,7 +112,7 @@ class Transformer(nn.Module):
         tokens = self._run(
             text,
             patchify(self.config, latents),
-            rows=self._rows(t, ofs, latents.dtype, clean=clean is not None),
+            rows=self._rows(t, latents.dtype, clean=clean is not None),
             text_rows=rows,
             video_rows=rows if clean is None else _rows_of(clean, rows, len(latents), grid),
             grids=[grid],
@@ -127,7 +122,7 @@ class Transformer(nn.Module):
         return unpatchify(self.config, tokens, grid)
 
     def _pack(
-        self, latents: Sequence[Tensor], text: list[Tensor], t: Tensor, *, clean: list[Tensor] | None, ofs: float
+        self, latents: Sequence[Tensor], text: list[Tensor], t: Tensor, *, clean: list[Tensor] | None
     ) -> list[Tensor]:
         if not len(latents) == len(text) == len(t) == len(clean or text):
             raise ValueError(f"a pack of {len(latents)} latents, {len(text)} texts and {len(t)} timesteps")
@@ -143,7 +138,7 @@ class Transformer(nn.Module):
         out = self._run(
             torch.cat(text)[None],
             torch.cat([patchify(self.config, x[None]) for x in latents], dim=1),
-            rows=self._rows(t, ofs, latents[0].dtype, clean=clean is not None),
+            rows=self._rows(t, latents[0].dtype, clean=clean is not None),
             text_rows=text_rows,
             video_rows=video_rows,
             grids=grids,
@@ -179,13 +174,13 @@ class Transformer(nn.Module):
             text, video = block(text, video, layout)
         return self.share.join(self.proj_out(self.norm_out(self.norm_final(video), layout)))
 
-    def _rows(self, t: Tensor, ofs: float, dtype: torch.dtype, *, clean: bool) -> Tensor:
+    def _rows(self, t: Tensor, dtype: torch.dtype, *, clean: bool) -> Tensor:
         """The activated embedding of each timestep, and one of t = 0 at the end for clean frames: (B or B + 1, E)."""
         if clean:
             t = torch.cat([t, t.new_zeros(1)])
         rows: Tensor = self.time_embedding(t, dtype)
         if self.config.ofs_embed_dim:
-            rows = rows + self.ofs_embedding(torch.full((1,), ofs, device=t.device), dtype)
+            rows = rows + self.ofs_embedding(torch.full((1,), OFS, device=t.device), dtype)
         return functional.silu(rows)
 
     def _turns(self, grids: list[Grid], words: int, device: torch.device) -> Tensor | None:

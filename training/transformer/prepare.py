@@ -166,7 +166,7 @@ def prepare(config: TransformerTraining, *, cache: Path, before: Path | None, wo
         known = contents(catalogue, folder=cache / "contents")
         texts = tagged([one.caption for one in known], catalogue, config.text.tag_dropout)
         known = [one._replace(caption=text) for one, text in zip(known, texts, strict=True)]
-        samples = name(views(catalogue, config.data)[0], known, config.data, **names)
+        samples = name(views(catalogue, config.data), known, config.data, **names)
         if catalogue is judge:
             samples = sorted(samples, key=lambda sample: sample.latent)[: config.judge.samples]
         encode_latents(samples, catalogue, config.data, encoder=encoder, cache=kept.latents, world=world, say=say)
@@ -199,7 +199,7 @@ def prepare(config: TransformerTraining, *, cache: Path, before: Path | None, wo
 
 def plan_of(config: TransformerTraining, models: Models, catalogue: Catalogue) -> Plan:
     """How the samples of a catalogue would fall into groups, if all of them could be read."""
-    found, _ = views(catalogue, config.data)
+    found = views(catalogue, config.data)
     return Plan(found, config.data, config.packing, models.transformer, models.vae_config, models.tokens)
 
 

@@ -1,7 +1,8 @@
-"""``cutroom sample``: from what is asked for to files, each with a name that says the request.
+"""What ``cutroom sample`` is asked for, checked, and as jobs that each have a name that says the request.
 
 request = Request(prompts=("a red ball",), sources=Sources(model="cogvideox-5b"))
-for made in run(request, Path("out")): print(made.name, made.status)
+for made in run(prepare(request), Path("out")):  # run is in produce.py
+    print(made.name, made.status)
 """
 
 from __future__ import annotations

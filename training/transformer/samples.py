@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from shards.read import Catalogue
-from training.data.assign import Assignment, assign
+from training.data.assign import assign
 from training.data.chance import draws
 from training.data.settings import Bucket, DataSettings
 from training.transformer.cache import Cache, content_key
@@ -48,7 +48,7 @@ class Sample:
     caption: str
 
 
-def views(catalogue: Catalogue, settings: DataSettings) -> tuple[list[View], Assignment]:
+def views(catalogue: Catalogue, settings: DataSettings) -> list[View]:
     """Every clip in the bucket that it fits, and single frames of some of the clips.
 
     The buckets are those of the first epoch of all: with a bucket's ``keep`` below 1 a clip stays where it fell, for it
@@ -66,7 +66,7 @@ def views(catalogue: Catalogue, settings: DataSettings) -> tuple[list[View], Ass
         and settings.buckets[view.bucket].frames > 1
         and draws(settings.seed, 0, "image", keys[view.row].as_py())[0] < share
     ]
-    return clips + images, assignment
+    return clips + images
 
 
 def cut(settings: DataSettings, view: View) -> tuple[int, float | None, int, int, str, float, float]:

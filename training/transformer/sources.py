@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from curation.errors import UsageError
 from curation.files import aside
+from curation.fingerprint import hash_file
 from training.pretrained import fetch
 from training.weights import read_json
 
 WORDS = "words"
-_READ_BYTES = 1 << 24
 
 
 class TextFolders(NamedTuple):
@@ -62,7 +62,7 @@ def digest_of_files(folders: TextFolders, *, notes: Path) -> str:
             stat = path.stat()
             version = json.dumps([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
             if version not in known:
-                known[version] = _digest(path)
+                known[version] = hash_file(path, hashlib.blake2b(digest_size=16))
             digest.update(json.dumps([path.name, known[version]]).encode())
     if known != before:
         notes.parent.mkdir(parents=True, exist_ok=True)
@@ -77,11 +77,3 @@ def _read_notes(notes: Path) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while data := file.read(_READ_BYTES):
-            digest.update(data)
-    return digest.hexdigest()

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -285,6 +286,5 @@ def _write(name: Path, rows: Sequence[Any], captions: Sequence[str]) -> None:
     """The videos one below the other, a contact sheet of them, and their captions."""
     name.parent.mkdir(parents=True, exist_ok=True)
     write_picture(name.with_suffix(".jpg"), contact_sheet(rows))
-    stacked = torch.cat([torch.from_numpy(row) for row in rows], dim=1)
-    write_video(name.with_suffix(".mp4"), stacked.numpy(), fps=8)
+    write_video(name.with_suffix(".mp4"), np.concatenate(rows, axis=1), fps=8)
     name.with_suffix(".txt").write_text("\n".join(captions) + "\n", encoding="utf-8")

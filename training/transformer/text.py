@@ -19,7 +19,7 @@ TOKENS = 226
 class TextEncoder:
     """A tokenizer and an encoder of transformers, and how many tokens every text is cut or filled to.
 
-    CogVideoX attends to the filling too. No text at all is **zeros**, in training and in sampling: see ``empty``.
+    CogVideoX attends to the filling too. No text at all is **zeros**, in training and in sampling.
     """
 
     def __init__(self, tokenizer: Any, encoder: Any, *, tokens: int = TOKENS) -> None:
@@ -72,8 +72,3 @@ class TextEncoder:
     def count(self, texts: Sequence[str]) -> list[int]:
         """How many tokens each text has, the closing one included; none is cut."""
         return [len(ids) for ids in self.tokenizer(list(texts)).input_ids] if texts else []
-
-    def empty(self, count: int = 1) -> Tensor:
-        """The embedding of no text: zeros (count, tokens, D)."""
-        shape = (count, self.tokens, int(self.encoder.config.hidden_size))
-        return torch.zeros(shape, device=self.encoder.device, dtype=self.encoder.dtype)

@@ -27,10 +27,6 @@ class Gaussian(NamedTuple):
     def std(self) -> Tensor:
         return torch.exp(0.5 * self.logvar)
 
-    @property
-    def mode(self) -> Tensor:
-        return self.mean
-
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Draw one latent for each of the batch; the noise is drawn on the generator's device."""
         device = self.mean.device if generator is None else generator.device

@@ -116,7 +116,7 @@ class VAE(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.timeline: Callable[..., Timeline] = Timeline  # another one under training.parallel.context_parallel
+        self.timeline: Callable[..., Timeline] = Timeline  # another one under context_parallel
 
     def forward(self, x: Tensor, *, noise: Tensor | None = None) -> tuple[Tensor, Gaussian]:
         """There and back in one call, which is what FSDP2 and torch.compile hook into: reconstruction, and Gaussian.

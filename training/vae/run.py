@@ -23,13 +23,13 @@ from training.data.settings import Bucket, DataSettings
 from training.distributed import World, check_division, find_world, joined, num_processes
 from training.loop import WEIGHTS, Trainer, check_folder, progress_of, role_file
 from training.metrics import check_wandb
-from training.parallel import split_frames
 from training.perceptual import Perceptual, check_sides
 from training.pretrained import fetch
 from training.settings import STRICT, OptimiserSettings, Training, TrainingStage, load_stages
 from training.vae.config import VAEConfig, size
 from training.vae.discriminator import Discriminator
 from training.vae.model import VAE, checkpoint_blocks
+from training.vae.parallel import split_frames
 from training.vae.settings import LossSettings, ModelSettings
 from training.vae.task import DISCRIMINATOR, VAETask
 

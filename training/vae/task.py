@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -15,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from training.data.loader import Batch
 from training.distributed import World
-from training.parallel import context_parallel, gather_frames, split_frames
 from training.perceptual import Perceptual
 from training.pictures import beside, contact_sheet, to_frames, write_picture, write_video
 from training.quality import flicker, psnr, ssim
@@ -24,6 +24,7 @@ from training.task import Loss, Role, Task
 from training.vae.discriminator import Discriminator, fooling_loss, gradient_penalty, hinge_loss
 from training.vae.gaussian import Gaussian
 from training.vae.model import VAE, blocks
+from training.vae.parallel import context_parallel, gather_frames, split_frames
 from training.vae.settings import LossSettings
 
 MODEL, DISCRIMINATOR = "vae", "discriminator"
@@ -224,5 +225,4 @@ def _draw(name: Path, rows: Sequence[Any]) -> None:
     name.parent.mkdir(parents=True, exist_ok=True)
     same = [row for row in rows if row.shape == rows[0].shape]
     write_picture(name.with_suffix(".jpg"), contact_sheet(same))
-    stacked = torch.from_numpy(rows[0]) if len(same) == 1 else torch.cat([torch.from_numpy(row) for row in same], dim=1)
-    write_video(name.with_suffix(".mp4"), stacked.numpy(), fps=8)
+    write_video(name.with_suffix(".mp4"), np.concatenate(same, axis=1), fps=8)

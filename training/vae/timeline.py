@@ -2,7 +2,7 @@
 
 Three things in this model look across time: a causal convolution needs the frames before its input, GroupNorm pools
 over all frames, and pooling and upsampling set the very first frame apart. Every layer asks the timeline for them, so
-that a whole pass, a pass in chunks and a pass spread over ranks (``training.parallel``) run the same layers.
+that a whole pass, a pass in chunks and a pass spread over ranks (``training.vae.parallel``) run the same layers.
 """
 
 from __future__ import annotations
