@@ -17,6 +17,8 @@ import pyarrow as pa
 import pytest
 
 from curation.errors import TableError, UsageError
+from curation.files import LEFTOVERS, flush
+from curation.output import check_output
 from curation.run import run
 from curation.sheets import take_sheets
 from curation.summary import Summary
@@ -428,7 +430,7 @@ def test_a_worker_whose_run_was_killed_fails_no_video_of_the_next(
     assert not list((tmp_path / "out" / "videos").glob("*.parquet"))
 
 
-@pytest.mark.parametrize("moment", ["decoded", "frames", "clips", "videos"])
+@pytest.mark.parametrize("moment", ["decoded", "frames", "clips", "videos", "on the disk"])
 def test_a_worker_whose_run_was_killed_commits_nothing(
     moment: str, footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -450,10 +452,26 @@ def test_a_worker_whose_run_was_killed_commits_nothing(
             next_run()
         write(self, kind, part_id, table)
 
+    def flushed(path: Path) -> None:
+        flush(path)  # which may take its time
+        if moment == "on the disk":
+            next_run()
+
     with monkeypatch.context() as patch, pytest.raises(TableError, match="another run has begun"):
         patch.setattr("curation.curate.take_sheets", decoded)
         patch.setattr(Store, "write", written)
+        patch.setattr("curation.table.flush", flushed)
         run("weight_free", [str(footage / "pan.mp4")], output, engine="local")
     Store(output).create()
     assert not list(output.glob("*/*.parquet"))
+    assert not list(output.rglob(LEFTOVERS))
     assert run("weight_free", [str(footage / "pan.mp4")], output, engine="local").clips["kept"]
+
+
+def test_a_run_killed_before_it_said_what_it_is_leaves_the_folder_free(tmp_path: Path) -> None:
+    for name in (".lock", ".5d3b.tmp"):
+        (tmp_path / name).touch()
+    assert check_output(tmp_path, "weight_free") == {}
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UsageError, match="holds other files"):
+        check_output(tmp_path, "weight_free")
