@@ -3,6 +3,14 @@
 Films of the generated world become shards, and the recipe ``vae-debug`` trains on them from random weights, a fifth of
 the time on single frames. Prints one JSON line for each judgement: minutes of training, and PSNR, SSIM and flicker of
 images and videos that were held out.
+
+Measured on two cores of a CPU, one seed; dB of videos held out (of images), at minutes of training:
+
+    --minutes 5     1.0: 19.5 (21.5)     2.7: 21.0 (21.3)     4.1: 23.0 (23.9)     5.0: 23.4 (24.5)
+    --minutes 30    6.0: 22.9 (32.9)     7.6: 24.5 (27.2)    10.7: 26.0 (29.1)    15.2: 27.2 (31.0)
+
+The second was ended after 16 minutes, at a learning rate that had hardly begun to fall. Videos before their stage are
+what a VAE of single frames makes of them. Waiting for data took 0.3% of a step at the median, 2% at most.
 """
 
 from __future__ import annotations
