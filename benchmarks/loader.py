@@ -13,6 +13,10 @@ lets FFmpeg scale; ``webdataset_decord`` reads the span and scales it with OpenC
 and ``webdataset_torchcodec_resize`` scales by itself: both are there where torchcodec can be imported. All decode and
 scale on one thread a worker: more threads than cores help nobody who is alone on a machine, and take time from the
 others where not.
+
+Measured on two cores, as it stands above (H.264, torchcodec 0.13), as shares of the loader's speed and times its CPU
+time: pyav 0.46 and 2.2, pyav_seek 0.66 and 1.5, decord 0.40 and 2.5, torchcodec 0.54 and 1.9, torchcodec_resize 0.57
+and 1.7.
 """
 
 from __future__ import annotations
