@@ -201,6 +201,9 @@ def test_a_cap_needs_a_server_that_counts() -> None:
 def test_ctrl_c_does_not_wait_for_a_server_that_stalls() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         script = (
+            "import signal\n"
+            # As in a terminal: what starts the tests in the background has it ignored, and processes inherit that.
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "from captioning.endpoint import *\n"
             f"endpoint = Endpoint(url='http://127.0.0.1:{listener.getsockname()[1]}/v1', concurrency=2)\n"
             "list(EndpointBackend(endpoint, 'teller', Sampling()).ask([Request(prompt='?')] * 9))"
