@@ -29,7 +29,7 @@ from training.data.loader import Loader
 from training.data.settings import Bucket, DataSettings
 from training.recipes import find_recipe
 from training.vae.config import size
-from training.vae.evaluate import Look, Reconstructor
+from training.vae.evaluate import Look, Reconstruction, Reconstructor, write
 from training.vae.model import VAE
 from training.vae.run import load, look_ahead, train_vae
 
@@ -519,3 +519,12 @@ def test_ray_starts_workers_that_learn_together(config: Path, tmp_path: Path) ->
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     assert _weights(tmp_path / "out")
+
+
+@pytest.mark.parametrize("letter", ["a", "\u4e2d"])
+def test_names_too_long_for_a_file_are_cut_and_stay_apart(letter: str, tmp_path: Path) -> None:
+    video, written = torch.zeros(3, 1, 16, 16), set[str]()
+    for last in "xy":
+        found = Reconstruction(letter * 240 + last, video, video, 8.0, {})
+        assert all(path.is_file() for path in write(found, tmp_path, written))
+    assert len(list(tmp_path.iterdir())) == 4

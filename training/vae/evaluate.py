@@ -33,6 +33,7 @@ from training.vae.config import Chunks, Tiles
 from training.vae.model import VAE
 
 _NAMED = 20  # samples that are left out, for each reason
+_LONGEST_BYTES = 200  # of a name, so that there is room for what is added: file systems end at 255
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,6 +146,7 @@ def check_output(source: str, folder: Path) -> None:
 def _targets(name: str, folder: Path, written: set[str]) -> list[Path]:
     """The files of a sample of this name. What is added to it keeps a lone video from being its own target."""
     plain = re.sub(r"[^\w.-]", "_", name).lstrip(".")
+    plain = plain.encode()[:_LONGEST_BYTES].decode(errors="ignore")
     free = next(one for one in _numbered(plain) if one not in written)
     written.add(free)
     return [folder / f"{free}.mp4", folder / f"{free}.jpg"]
