@@ -50,7 +50,6 @@ import av
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
 
 from captioning import teacher
 from captioning.requests import Request
@@ -58,9 +57,11 @@ from captioning.world import ATTRIBUTES, Scene, scenes, write_films
 from training.pictures import contact_sheet, to_frames, write_picture
 from training.recipes import find_recipe
 from training.transformer.diffusion import Diffusion
+from training.transformer.extend import Shape, make, plan
 from training.transformer.model import Transformer
+from training.transformer.models import Models
 from training.transformer.run import train_transformer
-from training.transformer.sampling import Sampling, sample
+from training.transformer.sampling import Sampling
 from training.transformer.text import TextEncoder
 from training.vae.model import VAE
 from training.vae.run import train_vae
@@ -160,19 +161,21 @@ def reconstructed(weights: Path, videos: Sequence[np.ndarray]) -> list[np.ndarra
 
 def asked(weights: Path, wanted: Sequence[Scene], *, steps: int, guidance: float) -> list[np.ndarray]:
     """A video for the caption of each scene."""
-    transformer, vae = Transformer.from_pretrained(weights), VAE.from_pretrained(weights)
-    encoder = TextEncoder.from_pretrained(weights, tokens=transformer.config.max_text_seq_length)
-    diffusion, made = Diffusion.from_pretrained(weights), list[np.ndarray]()
+    models = Models(
+        transformer=Transformer.from_pretrained(weights),
+        vae=VAE.from_pretrained(weights),
+        diffusion=Diffusion.from_pretrained(weights),
+        device=torch.device("cpu"),
+    )
+    encoder = TextEncoder.from_pretrained(weights, tokens=models.transformer.config.max_text_seq_length)
+    made = list[np.ndarray]()
     for start in range(0, len(wanted), _BATCH):
         part = wanted[start : start + _BATCH]
-        videos: Tensor = sample(
-            transformer,
-            vae,
+        videos = make(
+            models,
             encoder([scene.caption for scene in part]),
-            frames=FRAMES,
-            height=SIDE,
-            width=SIDE,
-            diffusion=diffusion,
+            windows=plan(FRAMES, frames=FRAMES),
+            shape=Shape(height=SIDE, width=SIDE),
             seeds=range(start, start + len(part)),
             settings=Sampling(steps=steps, solver="ddim", guidance=guidance),
         )

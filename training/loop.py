@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +28,13 @@ from curation.files import aside
 from curation.output import locked
 from training.checkpoint import Checkpoints, on_first
 from training.distributed import World
+from training.folders import PROGRESS, WEIGHTS, progress_of, role_file
 from training.metrics import HELD_OUT, Metrics, Stopwatch, peak_flops, peak_memory_gb
 from training.muon import Muon
 from training.optimiser import Average, factor_at, optimisers
 from training.settings import Training
 from training.task import Batches, Task
 
-WEIGHTS = "weights"
-_WRITTEN = "weights.step"  # of the training whose weights lie there, whole
 Say = Callable[[str], None]
 
 
@@ -310,14 +308,13 @@ class Trainer:
                 for name, state in beside.items():
                     with aside(role_file(self._folder, name)) as file:
                         save_file({key: value.contiguous() for key, value in state.items()}, file)
-                with aside(self._folder / _WRITTEN) as file:
+                with aside(self._folder / PROGRESS) as file:
                     file.write_text(str(self.state.step), encoding="utf-8")
 
             on_first(self._world, save)  # inside, because on a CPU the weights are no copies
 
     def _is_written(self) -> bool:
-        file = self._folder / _WRITTEN
-        return file.is_file() and file.read_text(encoding="utf-8") == str(self.state.step)
+        return progress_of(self._folder / WEIGHTS) == str(self.state.step)
 
     def _restore(self) -> None:
         """Go on from the newest checkpoint."""
@@ -361,26 +358,6 @@ class Trainer:
 def _settings(optimiser: torch.optim.Optimizer) -> list[dict[str, Any]]:
     """What each group of weights is told, without the weights."""
     return [{name: value for name, value in group.items() if name != "params"} for group in optimiser.param_groups]
-
-
-def check_folder(folder: Path) -> None:
-    """Raises UsageError where a training cannot write its folder; nothing is made."""
-    there = next((place for place in (folder, *folder.absolute().parents) if place.exists()), folder)
-    if not there.is_dir():
-        raise UsageError(f"--output {folder}: {there} is a file; name a folder")
-    if not os.access(there, os.W_OK):
-        raise UsageError(f"--output {folder}: {there} cannot be written to; name another folder")
-
-
-def progress_of(folder: Path) -> str | None:
-    """How far the training is whose weights lie in ``folder``; None where that is not known."""
-    file = folder.parent / _WRITTEN
-    return file.read_text(encoding="utf-8") if file.is_file() else None
-
-
-def role_file(folder: Path, name: str) -> Path:
-    """Where a training leaves the weights of a role that helps the model to learn, such as its discriminator."""
-    return folder / f"{name}.safetensors"
 
 
 def _prepare(module: nn.Module, optimisers: list[torch.optim.Optimizer]) -> None:

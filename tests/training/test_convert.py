@@ -19,6 +19,7 @@ from curation.torchvision import mend
 from tests.training.test_sampling import pipeline, tiny_t5, tiny_vae
 from tests.training.test_sat import sat_weights
 from tests.training.transformer_helpers import TINY, apart, noise, their_positions, theirs, tiny
+from training.folders import note_stages
 from training.transformer import adapters, sat
 from training.transformer.config import SIZES
 from training.transformer.convert import REST, convert
@@ -241,6 +242,7 @@ def test_the_command_converts_and_says_what_next(tmp_path: Path) -> None:
     words = ["convert", str(tmp_path / "ours"), str(tmp_path / "sat"), "--to", "sat"]
     staged = tmp_path / "trained" / "high" / "weights"
     shutil.copytree(tmp_path / "ours", staged / "transformer")
+    note_stages(tmp_path / "trained", ["low", "high"])
     done = CliRunner().invoke(app, ["convert", str(tmp_path / "trained"), str(tmp_path / "staged"), "--to", "sat"])
     assert done.exit_code == 0, done.output
     done = CliRunner().invoke(app, words)

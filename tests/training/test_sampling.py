@@ -15,8 +15,10 @@ from curation.torchvision import mend
 from tests.training import vae_helpers
 from tests.training.transformer_helpers import TINY, apart, noise, theirs, tiny
 from training.transformer.diffusion import Diffusion
+from training.transformer.extend import Shape, Window, make
 from training.transformer.model import Transformer
-from training.transformer.sampling import Draws, Sampling, decode, denoise, sample, scaled, scaled_image, unscaled
+from training.transformer.models import Models
+from training.transformer.sampling import Draws, Sampling, decode, denoise, scaled, scaled_image, unscaled
 from training.transformer.text import TextEncoder
 from training.vae.config import Chunks, VAEConfig
 from training.vae.model import VAE
@@ -50,7 +52,7 @@ def pipeline(transformer: Transformer, vae: VAE, encoder: TextEncoder, *, solver
     mend()
     import diffusers
 
-    reads_image = transformer.config.in_channels != transformer.config.out_channels
+    reads_image = transformer.config.reads_image
     cls = diffusers.CogVideoXImageToVideoPipeline if reads_image else diffusers.CogVideoXPipeline
     scheduler = {"ddim": diffusers.CogVideoXDDIMScheduler, "dpm": diffusers.CogVideoXDPMScheduler}[solver]
     built = cls(
@@ -108,14 +110,11 @@ def test_whole_pipelines_equal_diffusers_frame_for_frame(
         max_sequence_length=5,
         **more,
     ).frames  # (B, T, C, H, W) in 0..1
-    ours = sample(
-        transformer,
-        vae,
+    ours = make(
+        Models(transformer, vae, diffusion, torch.device("cpu")),
         encoder(text),
-        frames=9,
-        height=height,
-        width=width,
-        diffusion=diffusion,
+        windows=[Window(9)],
+        shape=Shape(height=height, width=width),
         seeds=[11, 5],
         settings=Sampling(steps=5, solver=solver, guidance=6.0, course=course),
         image=image,
@@ -153,33 +152,35 @@ def test_text_encoders_load_from_their_folder_and_from_a_pipeline(tmp_path: Path
         TextEncoder.from_pretrained(tmp_path)
 
 
-def make(transformer: Transformer, text: Tensor, vae: VAE | None = None, **changes: Any) -> Tensor:
-    settings = {"frames": 9, "height": 64, "width": 64, "diffusion": Diffusion(), "settings": Sampling(steps=3)}
-    return sample(transformer, vae or tiny_vae(), text, **(settings | changes))
+def made(transformer: Transformer, text: Tensor, vae: VAE | None = None, **changes: Any) -> Tensor:
+    models = Models(transformer, vae or tiny_vae(), Diffusion(), torch.device("cpu"))
+    shape, seeds = Shape(height=64, width=64), range(len(text))
+    settings = {"windows": [Window(9)], "shape": shape, "seeds": seeds, "settings": Sampling(steps=3)}
+    return make(models, text, **(settings | changes))
 
 
 def test_a_seed_gives_its_sample_in_any_company() -> None:
     transformer, text = tiny().eval(), noise(3, 5, 12)
-    together, alone = make(transformer, text, seeds=[4, 8, 6]), make(transformer, text[1:2], seeds=[8])
+    together, alone = made(transformer, text, seeds=[4, 8, 6]), made(transformer, text[1:2], seeds=[8])
     assert apart(together[1:2], alone) < 1e-4
-    assert apart(make(transformer, text[1:2], seeds=[9]), alone) > 1e-2
-    assert torch.equal(make(transformer, text[1:2], seeds=[8]), alone)
+    assert apart(made(transformer, text[1:2], seeds=[9]), alone) > 1e-2
+    assert torch.equal(made(transformer, text[1:2], seeds=[8]), alone)
 
 
 def test_guidance_of_one_is_the_text_alone_and_more_moves_away_from_no_text() -> None:
     transformer, text = tiny().eval(), noise(1, 5, 12)
-    plain = make(transformer, text, settings=Sampling(steps=3, guidance=1.0))
-    nearly = make(transformer, text, settings=Sampling(steps=3, guidance=1.0001))
+    plain = made(transformer, text, settings=Sampling(steps=3, guidance=1.0))
+    nearly = made(transformer, text, settings=Sampling(steps=3, guidance=1.0001))
     assert apart(plain, nearly) < 1e-2
-    same = make(transformer, text, settings=Sampling(steps=3, guidance=6.0), negative=text)
+    same = made(transformer, text, settings=Sampling(steps=3, guidance=6.0), negative=text)
     assert apart(plain, same) < 1e-4  # nothing to move away from
-    assert apart(make(transformer, text), plain) > 1e-2
+    assert apart(made(transformer, text), plain) > 1e-2
 
 
 def test_bf16_stays_near_fp32() -> None:
     text = noise(1, 5, 12)
-    exact = make(tiny().eval(), text)
-    rough = make(tiny(dtype=torch.bfloat16).eval(), text, tiny_vae().bfloat16())
+    exact = made(tiny().eval(), text)
+    rough = made(tiny(dtype=torch.bfloat16).eval(), text, tiny_vae().bfloat16())
     assert rough.dtype == torch.float32
     assert float((rough - exact).abs().mean()) < 0.1
 
@@ -203,7 +204,7 @@ def test_given_frames_stay_as_they_are_and_steer_the_others(name: str) -> None:
 
 def test_each_step_is_told() -> None:
     seen: list[tuple[int, tuple[int, ...]]] = []
-    make(tiny("5b_v1_5").eval(), noise(1, 5, 12), each=lambda index, x: seen.append((index, tuple(x.shape))))
+    made(tiny("5b_v1_5").eval(), noise(1, 5, 12), each=lambda index, x: seen.append((index, tuple(x.shape))))
     assert seen == [(index, (1, 3, 4, 8, 8)) for index in range(3)]
 
 
@@ -227,10 +228,10 @@ def test_decoding_is_that_of_the_vae_in_chunks_and_whole() -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
-        ("5b", {"frames": 10}, "10 frames are not 4k\\+1; 9 are"),
-        ("5b", {"height": 72}, "72x64 is not made of 16x16; 64x64 is"),
+        ("5b", {"windows": [Window(10)]}, "10 frames are not 4k\\+1; 9 are"),
+        ("5b", {"shape": Shape(height=72, width=64)}, "72x64 is not made of 16x16; 64x64 is"),
         ("5b", {"image": torch.zeros(1, 3, 64, 64)}, "reads no picture"),
-        ("5b_i2v", {}, "give one as image"),
+        ("5b_i2v", {}, "give one as --image"),
         ("5b_i2v", {"image": torch.zeros(1, 3, 64, 96)}, "is asked for"),
         ("5b", {"seeds": [1, 2]}, "2 seeds for 1 texts"),
         ("5b", {"settings": Sampling(solver="euler")}, "no solver 'euler'"),
@@ -238,4 +239,4 @@ def test_decoding_is_that_of_the_vae_in_chunks_and_whole() -> None:
 )
 def test_what_cannot_be_made_is_refused(name: str, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        make(tiny(name), torch.zeros(1, 5, TINY[name].text_embed_dim), **changes)
+        made(tiny(name), torch.zeros(1, 5, TINY[name].text_embed_dim), **changes)

@@ -88,6 +88,11 @@ class TransformerConfig:
         return self.num_attention_heads * self.attention_head_dim
 
     @property
+    def reads_image(self) -> bool:
+        """Whether it continues a picture: latents of the first frame are further input channels."""
+        return self.in_channels != self.out_channels
+
+    @property
     def time_patch(self) -> int:
         """Latent frames in a token."""
         return self.patch_size_t or 1

@@ -142,14 +142,20 @@ def make(
     """Videos (B, 3, T, height, width) in -1..1, fp32, on the CPU, one for each text (B, L, D).
 
     Args:
+        windows: of ``plan``. CogVideoX 1.5 makes up to 4 more frames in front to fill its patches; they are dropped.
         seeds: one for each; a sample does not depend on its company.
+        negative: embeddings to go away from, instead of those of no text (zeros).
         image: (B, 3, height, width), the first frame, for an image-to-video transformer. Where it is left out, and in
             later windows, that reads the first frame of the window.
         head: (B, 3, N, height, width), the frames that are continued; they come first in the result, untouched.
         tail: (B, 3, M, height, width), the frames that the last window leads to; they come last, untouched. Without
             it a window with a tail leads to the first frames of the result, which are not repeated.
-        each: called after each step.
+        each: called after each step with its index and the latents (B, T, C, H, W).
+
+    Raises:
+        UsageError: a size that the models cannot make, an image where none is read, or none where one is.
     """
+    _check(models, text, windows=windows, shape=shape, seeds=seeds, image=image)
     draws = Draws(seeds)
     video = torch.zeros(len(text), 3, 0, shape.height, shape.width) if head is None else head.float().cpu()
     for window in windows:
@@ -171,6 +177,30 @@ def make(
     return video if tail is None else torch.cat([video, tail.float().cpu()], dim=2)
 
 
+def _check(
+    models: Models,
+    text: Tensor,
+    *,
+    windows: Sequence[Window],
+    shape: Shape,
+    seeds: Sequence[int],
+    image: Tensor | None,
+) -> None:
+    for window in windows:
+        size = {"frames": window.frames, "height": shape.height, "width": shape.width}
+        check_size(models.transformer, models.vae.config, **size)
+    if len(seeds) != len(text):
+        raise UsageError(f"{len(seeds)} seeds for {len(text)} texts; give one for each")
+    if image is None:
+        return
+    if not models.transformer.config.reads_image:
+        raise UsageError(
+            "this transformer reads no picture (text-to-video): leave image out, or load an image-to-video one"
+        )
+    if image.shape != (expected := (len(text), 3, shape.height, shape.width)):
+        raise UsageError(f"image is {tuple(image.shape)}; {expected} is asked for")
+
+
 def _window(
     models: Models,
     text: Tensor,
@@ -188,7 +218,7 @@ def _window(
     config = models.transformer.config
     first = given = clean = None
     with models.using(models.vae) as vae:
-        if config.in_channels != config.out_channels:
+        if config.reads_image:
             if picture is None:
                 raise UsageError("this transformer continues a picture (image-to-video): give one as --image")
             first = image_latents(vae, picture, draws)

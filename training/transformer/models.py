@@ -23,6 +23,7 @@ from curation.devices import find_device
 from curation.errors import UsageError, nearest
 from curation.model_files import identity, is_path
 from training import weights
+from training.folders import last_weights
 from training.pretrained import fetch
 from training.transformer import adapters, sat
 from training.transformer.config import SIZES, TransformerConfig
@@ -145,10 +146,9 @@ def _root(source: str, *parts: str) -> Path:
 
 def trained(root: Path, *, part: str = PART) -> Path:
     """The weights that training left in the folder ``root``, of the last stage where it had some; else ``root``."""
-    written = [*root.glob("weights"), *root.glob("*/weights")] if root.is_dir() else []
-    if written and not (root / weights.CONFIG).is_file() and not (root / part).is_dir():
-        return max(written, key=lambda folder: folder.stat().st_mtime)
-    return root
+    if not root.is_dir() or (root / weights.CONFIG).is_file() or (root / part).is_dir():
+        return root
+    return last_weights(root) or root
 
 
 def find_sat(root: Path) -> Path | None:

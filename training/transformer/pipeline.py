@@ -55,10 +55,9 @@ def write_pipeline(folder: Path, *, config: TransformerConfig, state: Mapping[st
 
 
 def _index(config: TransformerConfig, parts: Parts) -> dict[str, Any]:
-    reads_image = config.in_channels != config.out_channels
     encoder, tokenizer = parts.text
     return {
-        "_class_name": "CogVideoXImageToVideoPipeline" if reads_image else "CogVideoXPipeline",
+        "_class_name": "CogVideoXImageToVideoPipeline" if config.reads_image else "CogVideoXPipeline",
         "scheduler": ["diffusers", "CogVideoXDDIMScheduler"],
         "text_encoder": ["transformers", _named(encoder / "config.json", "architectures", "T5EncoderModel")],
         "tokenizer": ["transformers", _named(tokenizer / "tokenizer_config.json", "tokenizer_class", "T5Tokenizer")],

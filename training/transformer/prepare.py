@@ -157,7 +157,7 @@ def prepare(config: TransformerTraining, *, cache: Path, before: Path | None, wo
     names: dict[str, Any] = {
         "vae": encoder.name,
         "text": f"{digest_of_files(text, notes=cache / 'files.json')} {models.tokens} {config.text.precision}",
-        "image": encoder.image_name if models.transformer.in_channels != models.transformer.out_channels else None,
+        "image": encoder.image_name if models.transformer.reads_image else None,
     }
     named = []
     for catalogue in (train, judge):

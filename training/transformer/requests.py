@@ -178,12 +178,11 @@ def _check(request: Request) -> None:
 
 
 def _check_image(request: Request, config: TransformerConfig) -> None:
-    reads = config.in_channels != config.out_channels
-    if reads and not any((request.image, request.first, request.extend)):
+    if config.reads_image and not any((request.image, request.first, request.extend)):
         raise UsageError(
             "this transformer continues a picture (image-to-video): give one as --image, or a video as --extend"
         )
-    if request.image is not None and not reads:
+    if request.image is not None and not config.reads_image:
         raise UsageError(
             "this transformer reads no picture (text-to-video): leave --image out, load an image-to-video one, or, if "
             "it was trained with masks, give the picture as --first"

@@ -15,7 +15,8 @@ from training.data.held_out import open_parts
 from training.data.preflight import preflight
 from training.data.settings import DataSettings
 from training.distributed import World, find_world, joined
-from training.loop import WEIGHTS, Trainer, check_folder, progress_of
+from training.folders import WEIGHTS, check_folder, note_stages, progress_of
+from training.loop import Trainer
 from training.metrics import check_wandb
 from training.settings import STRICT, OptimiserSettings, Training, TrainingStage, load_stages
 from training.transformer.attention import attention
@@ -133,6 +134,8 @@ def train_transformer(
         check_tags(train, stage.config.text.tag_dropout)
     figures: dict[str, float] = {}
     before: Path | None = None
+    if not encode_only:
+        note_stages(output, [stage.name for stage in stages])
     with joined():
         for stage in stages:
             config, folder = stage.config, output / stage.name

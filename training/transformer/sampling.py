@@ -1,15 +1,7 @@
-"""From a text, and perhaps a picture, to a video.
-
-    transformer, vae = Transformer.from_pretrained(folder), VAE.from_pretrained(folder)
-    text = TextEncoder.from_pretrained(folder)(["a red ball rolls to the left"])
-    diffusion = Diffusion.from_pretrained(folder)
-    video = sample(transformer, vae, text, frames=49, height=480, width=720, diffusion=diffusion)
+"""The parts of making a sample, each for models that may lie on devices of their own; ``extend.make`` joins them.
 
 With the same weights, embeddings and seed, videos are those of diffusers' ``CogVideoXPipeline`` and
 ``CogVideoXImageToVideoPipeline`` in fp32. In bf16 we differ: latents and noise stay fp32 between the steps.
-
-Who wants to move the models between devices calls the three parts by themselves: ``image_latents``, ``denoise`` and
-``decode``.
 """
 
 from __future__ import annotations
@@ -82,68 +74,6 @@ class Draws:
         return torch.cat([torch.randn(1, *shape, generator=one) for one in self.generators]).to(device)
 
 
-@torch.no_grad()
-def sample(
-    transformer: Transformer,
-    vae: VAE,
-    text: Tensor,
-    *,
-    frames: int,
-    height: int,
-    width: int,
-    diffusion: Diffusion,
-    seeds: Sequence[int] | None = None,
-    settings: Sampling | None = None,
-    negative: Tensor | None = None,
-    image: Tensor | None = None,
-    chunks: Chunks | None = _CHUNKS,
-    tiles: Tiles | None = None,
-    each: Callable[[int, Tensor], None] | None = None,
-) -> Tensor:
-    """Videos (B, 3, frames, height, width) in -1..1, fp32, one for each text.
-
-    Args:
-        text: embeddings (B, L, D) of ``TextEncoder``.
-        frames: 4k+1. CogVideoX 1.5 makes up to 4 more in front to fill its patches; they are dropped.
-        seeds: one for each text; 0, 1, 2, ... if not given.
-        negative: embeddings to go away from, instead of those of no text (zeros).
-        image: (B, 3, height, width) in -1..1, the first frame; for image-to-video only, and needed there.
-        chunks, tiles: how the VAE's work is cut (see ``training.vae.config``).
-        each: called after each step with its index and the latents (B, T, C, H, W).
-
-    Raises:
-        UsageError: a size that the models cannot make, an image where none is read, or none where one is.
-    """
-    config = transformer.config
-    check_size(transformer, vae.config, frames=frames, height=height, width=width)
-    reads_image = config.in_channels != config.out_channels
-    if reads_image != (image is not None):
-        raise UsageError(
-            "this transformer continues a picture (image-to-video): give one as image"
-            if reads_image
-            else "this transformer reads no picture (text-to-video): leave image out, or load an image-to-video one"
-        )
-    draws = Draws(range(len(text)) if seeds is None else seeds)
-    if len(draws.generators) != len(text):
-        raise UsageError(f"{len(draws.generators)} seeds for {len(text)} texts; give one for each")
-    if image is not None and image.shape != (len(text), 3, height, width):
-        raise UsageError(f"image is {tuple(image.shape)}; {(len(text), 3, height, width)} is asked for")
-    _, count, rows, columns = vae.latent_shape(frames, height, width)
-    first = None if image is None else image_latents(vae, image, draws)
-    latents = denoise(
-        transformer,
-        text,
-        shape=(count, rows, columns),
-        diffusion=diffusion,
-        draws=draws,
-        settings=settings or Sampling(),
-        negative=negative,
-        first=first,
-        each=each,
-    )
-    return decode(vae, latents, chunks=chunks, tiles=tiles)
-
-
 def check_size(transformer: Transformer, config: VAEConfig, *, frames: int, height: int, width: int) -> None:
     """Raise UsageError, with the nearest possible size, for one that cannot be made; before any work."""
     side = config.space_ratio * transformer.config.patch_size
@@ -188,7 +118,8 @@ def denoise(
         first: (B, 1, C, H, W) from ``image_latents``, for image-to-video.
         given: (B, T, C, H, W), read where ``clean``, bool (B, T): frames that stay exactly as they are, for a
             transformer that was trained with such (to extend, to loop, to fill between).
-        negative, each: as in ``sample``.
+        negative: embeddings to go away from, instead of those of no text (zeros).
+        each: called after each step with its index and the latents (B, T, C, H, W).
         device: on which the transformer computes, where its weights lie elsewhere meanwhile.
     """
     config, weight = transformer.config, _weight(transformer)

@@ -180,7 +180,7 @@ class TransformerTask(Task):
         if given is not None:
             clean = given.repeat_interleave(config.time_patch)
         image = None
-        if config.in_channels != config.out_channels:
+        if config.reads_image:
             assert loaded.image is not None, "samples of image-to-video have their first frame's latent"
             first = scaled_image(self._drawn(*loaded.image, rng)[None], self._vae_config)[0]
             image = torch.cat([first, first.new_zeros(frames - 1, *first.shape[1:])])
@@ -239,7 +239,7 @@ class TransformerTask(Task):
         shown = [one for one in shown if one.mean.shape == shown[0].mean.shape][: self._judge.shown]
         if self._vae is None or not shown:
             return
-        reads_image = self._transformer.config.in_channels != self._transformer.config.out_channels
+        reads_image = self._transformer.config.reads_image
         settings = Sampling(steps=self._judge.steps, solver="ddim", guidance=self._judge.guidance)
         rows, names = [], []
         for number, one in enumerate(shown):

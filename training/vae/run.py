@@ -21,7 +21,8 @@ from training.data.loader import Batch, Loader
 from training.data.preflight import Preflight, preflight
 from training.data.settings import Bucket, DataSettings
 from training.distributed import World, check_division, find_world, joined, num_processes
-from training.loop import WEIGHTS, Trainer, check_folder, progress_of, role_file
+from training.folders import WEIGHTS, check_folder, note_stages, progress_of, role_file
+from training.loop import Trainer
 from training.metrics import check_wandb
 from training.perceptual import Perceptual, check_sides
 from training.pretrained import fetch
@@ -133,6 +134,7 @@ def train_vae(
         check_division(num_processes(), stage.config.training.context_parallel)
     figures: dict[str, float] = {}
     before: TrainingStage[VAETraining] | None = None
+    note_stages(output, [stage.name for stage in stages])
     with joined():
         for stage in stages:
             config, folder = stage.config, output / stage.name
