@@ -202,6 +202,7 @@ def test_check_lists_every_pipeline_and_its_rules() -> None:
     assert "while decoding" in cutroom("check", "weight_free").stdout
 
 
+@pytest.mark.slow
 def test_a_pipeline_that_lacks_a_package_is_listed_with_the_command_that_brings_it(place: Path) -> None:
     (place / "lacking.py").write_text(
         "from curation.stage import Stage\n\nclass Lacking(Stage):\n"
@@ -223,6 +224,7 @@ def test_a_pipeline_that_lacks_a_package_is_listed_with_the_command_that_brings_
         assert says in done.stderr
 
 
+@pytest.mark.slow
 def test_no_shards_stops_at_the_table_and_limit_takes_the_first(place: Path) -> None:
     words = [*RUN, "--engine", "local", "--no-shards", "--limit", "1", "--json"]
     summary = json.loads(cutroom(*words, cwd=place).stdout)

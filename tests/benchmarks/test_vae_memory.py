@@ -32,6 +32,7 @@ def test_counts_what_lives_at_a_time_and_no_memory_twice() -> None:
     assert (counted.now, counted.peak) == (0, 3 * _MIB)
 
 
+@pytest.mark.slow
 def test_decoding_in_chunks_holds_less_than_whole(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -102,6 +102,7 @@ def command(config: Path, footage: Path, output: Path, engine: EngineName = "ray
     return [sys.executable, "-m", "curation.cli", "run", "told", *where, "--engine", engine, "--no-shards"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_asks_for_no_caption_twice(tmp_path: Path) -> None:
     footage = films(tmp_path / "films", num_films=6, num_clips=10)
     output, concurrency = tmp_path / "out", 4

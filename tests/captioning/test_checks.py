@@ -84,6 +84,7 @@ def test_a_good_caption_has_nothing_wrong(text: str) -> None:
     assert (repetition(text), boilerplate(text), is_refusal(text), is_cut_off(text)) == (0, 0, False, False)
 
 
+@pytest.mark.slow
 def test_languages_are_told_apart_and_no_good_caption_is_taken_for_another() -> None:
     assert {language_of(text) for text in GOOD} <= {"en", None}
     assert {code: language_of(text) for code, text in FOREIGN.items()} == {code: code for code in FOREIGN}

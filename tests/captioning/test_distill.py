@@ -351,6 +351,7 @@ def _start(arguments: Sequence[str]) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-u", "-c", _SCRIPT, *arguments], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_as_one_that_was_not(finished: Path, world: Path, base: str, tmp_path: Path) -> None:
     output = tmp_path / "model"
     arguments = [str(world), base, str(output)]
@@ -415,6 +416,7 @@ def test_accumulated_batches_learn_as_one(world: Path, base: str, tmp_path: Path
     assert any((one[name] != weights(Path(base))[name]).any() for name in one)
 
 
+@pytest.mark.slow
 def test_a_tiny_model_learns_colours_and_backgrounds_and_from_shuffled_captions_does_not(tmp_path: Path) -> None:
     """Twenty seconds each; directions and shapes take minutes, see benchmarks/distill.py."""
     figures = {}

@@ -45,6 +45,7 @@ def pictures(scene: Scene, seed: int = 0) -> Request:
     return Request(prompt="", images=tuple(to_jpeg(picture) for picture in draw(scene, seed=seed)))
 
 
+@pytest.mark.slow
 def test_every_scene_of_a_film_becomes_a_clip_of_two_seconds(
     rows: list[dict[str, Any]], films: dict[str, list[Scene]], school: School
 ) -> None:
@@ -58,6 +59,7 @@ def test_every_scene_of_a_film_becomes_a_clip_of_two_seconds(
     assert sheets == {row["clip_id"]: 8 for row in rows}
 
 
+@pytest.mark.slow
 def test_the_teacher_is_right_about_98_in_100_clips_of_encoded_films(
     rows: list[dict[str, Any]], films: dict[str, list[Scene]]
 ) -> None:

@@ -32,6 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_options_reach_the_training_and_the_record_is_printed(place: Path) -> None:
     words = ["--method", "full", "--prompt", PROMPT, "--frames", 4, "--long-side-px", 40, "--max-tokens", 90]
     more = ["--learning-rate", 0.002, "--optimiser", "muon", "--batch", 2, "--accumulate", 3, "--epochs", 1]
@@ -74,6 +75,7 @@ def test_a_mistake_ends_with_status_2(place: Path, words: list[str], says: str) 
     assert not (place / "x").exists()
 
 
+@pytest.mark.slow
 def test_damaged_weights_end_with_status_2(place: Path) -> None:
     (torn := shutil.copytree(place / "base", place / "torn") / "model.safetensors").write_bytes(b"nothing")
     done = cutroom("distill", "out", "--base", "torn", "--output", "x", cwd=place)
@@ -82,6 +84,7 @@ def test_damaged_weights_end_with_status_2(place: Path) -> None:
     assert not (place / "x").exists()
 
 
+@pytest.mark.slow
 def test_judging_ends_with_status_1_where_the_model_can_caption_no_clip(place: Path) -> None:
     store = make_world(place / "torn", 8)
     for part_id, frames in list(store.parts("frames")):

@@ -195,6 +195,7 @@ class Fragile:
         return self.num_calls
 
 
+@pytest.mark.slow
 def test_a_crash_or_a_hang_costs_one_call_and_slow_work_is_no_hang() -> None:
     child = Isolated(Fragile(), stall_s=2.5)
     try:

@@ -87,6 +87,7 @@ def test_figures_say_what_moves_flickers_and_falls_apart(folder: Path, models: d
     assert content["mean"]["dynamic_degree"] == pytest.approx(sum(flat) / 3)
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_read_is_a_row_with_the_reason_and_status_1(folder: Path) -> None:
     done = cutroom(folder, "--json")
     assert done.exit_code == 1
@@ -180,6 +181,7 @@ def test_captions_beside_videos_stand_for_prompts_and_a_torn_one_costs_the_match
     assert by_name["cuts"].figures["flicker"] is not None
 
 
+@pytest.mark.slow
 def test_real_videos_stand_beside_samples_from_a_folder_or_from_shards(folder: Path, tmp_path: Path) -> None:
     real = tmp_path / "real"
     real.mkdir()
@@ -198,6 +200,7 @@ def test_real_videos_stand_beside_samples_from_a_folder_or_from_shards(folder: P
     assert "mean of real videos" in said
 
 
+@pytest.mark.slow
 def test_the_status_is_1_where_no_real_video_can_be_measured(folder: Path, tmp_path: Path) -> None:
     (folder / "torn.mp4").unlink()
     real = tmp_path / "real"
@@ -231,6 +234,7 @@ class Here:
         pass
 
 
+@pytest.mark.slow
 def test_a_long_film_is_measured_in_pieces_and_a_short_one_whole(
     tmp_path: Path, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +266,7 @@ def test_a_long_film_is_measured_in_pieces_and_a_short_one_whole(
         assert long.figures[name] == pytest.approx(short.figures[name], rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_limit_of_a_dynamic_video_can_be_moved(folder: Path) -> None:
     assert named(asked(folder, "--dynamic-above", 2))["pans"]["figures"]["dynamic_degree"] == 0.0
 
@@ -270,6 +275,7 @@ def test_a_limit_takes_videos_spread_over_all(folder: Path) -> None:
     assert [Path(one.video).stem for one in samples(str(folder), limit=2)] == ["cuts", "pans"]
 
 
+@pytest.mark.slow
 def test_means_are_over_the_videos_that_have_a_figure(folder: Path) -> None:
     found = list(measure(samples(str(folder)), Measures()))
     assert means(found)["flicker"] == pytest.approx(np.mean([one.figures["flicker"] for one in found if one.figures]))  # type: ignore[type-var]

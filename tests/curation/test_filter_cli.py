@@ -54,6 +54,7 @@ def test_training_writes_the_filter_and_says_how_good_it_is_and_where_to_put_it(
     assert "- learned: {model: lecture.json}" in said
 
 
+@pytest.mark.slow
 def test_a_precision_that_cannot_be_had_is_said(place: Path, tmp_path: Path) -> None:
     words = ["--run", place / "out", "--output", tmp_path / "noise.json", "--name", "noise", "--precision", "0.97"]
     done = cutroom("filter", "train", place / "labels.csv", *words, cwd=tmp_path)
@@ -61,6 +62,7 @@ def test_a_precision_that_cannot_be_had_is_said(place: Path, tmp_path: Path) -> 
     assert "No threshold has a precision of 0.97: label more clips." in done.stdout
 
 
+@pytest.mark.slow
 def test_judging_says_the_same_as_json(place: Path) -> None:
     words = ["filter", "eval", "lecture.json", "labels.csv", "--run", "out", "--precision", "0.8"]
     shown, said = cutroom(*words, cwd=place), json.loads(cutroom(*words, "--json", cwd=place).stdout)

@@ -102,6 +102,7 @@ def test_a_name_that_looks_like_a_pattern_is_a_name(tmp_path: Path) -> None:
     assert found[0] != found[1]
 
 
+@pytest.mark.slow
 def test_torchvision_can_be_imported_beside_a_torch_for_cpus() -> None:
     script = "from curation.torchvision import mend; mend(); mend(); import torchvision.transforms, open_clip, timm"
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=120)

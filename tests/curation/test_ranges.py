@@ -85,6 +85,7 @@ def in_ranges(path: Path, plan: Plan, folder: Path, edges: list[float]) -> Any:
     return join(row, "decode@x", pieces, sheets)
 
 
+@pytest.mark.slow
 def test_ranges_put_together_are_what_one_pass_gives(film: Path, config: Path, tmp_path: Path) -> None:
     plan = load_plan("film", config)
     assert isinstance(plan.decode.stage, Decode)
@@ -97,6 +98,7 @@ def test_ranges_put_together_are_what_one_pass_gives(film: Path, config: Path, t
     assert divided.frames.equals(whole.frames)
 
 
+@pytest.mark.slow
 def test_a_range_beyond_the_end_is_empty(film: Path, config: Path, tmp_path: Path) -> None:
     plan = load_plan("film", config)
     whole = in_ranges(film, plan, tmp_path, [0.0])
@@ -109,6 +111,7 @@ def decoded_ranges(output: Path) -> list[str]:
     return sorted(path.stem for path in output.glob("ranges/*/*.parquet"))
 
 
+@pytest.mark.slow
 def test_a_run_divides_a_long_film_and_says_the_same_as_one_pass(film: Path, config: Path, tmp_path: Path) -> None:
     metrics = run("film", [str(film)], tmp_path / "ranges", config=str(config), engine="local").metrics
     assert metrics["videos_decoded"] == 1
@@ -126,6 +129,7 @@ def test_ray_decodes_ranges_in_parallel_with_the_same_result(film: Path, config:
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_within_a_film_goes_on_there(
     film: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +172,7 @@ def test_ranges_of_other_settings_are_not_used(film: Path, config: Path, tmp_pat
     assert decoded_ranges(store.root) == []
 
 
+@pytest.mark.slow
 def test_a_damaged_film_is_decoded_in_one_pass(film: Path, config: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.mp4"
     data = bytearray(film.read_bytes())

@@ -106,6 +106,7 @@ def test_a_second_run_decodes_and_encodes_nothing(folder: Path, tmp_path: Path) 
     assert contents(tmp_path / "out") == before
 
 
+@pytest.mark.slow
 def test_a_new_video_is_added_and_only_it_is_decoded(folder: Path, footage: Path, tmp_path: Path) -> None:
     go(folder, tmp_path / "out")
     shutil.copy(footage / "pan.mp4", folder)
@@ -117,6 +118,7 @@ def test_a_new_video_is_added_and_only_it_is_decoded(folder: Path, footage: Path
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
+@pytest.mark.slow
 def test_another_content_under_the_same_name_replaces_the_old_rows(folder: Path, footage: Path, tmp_path: Path) -> None:
     go(folder, tmp_path / "out")
     shutil.copy(footage / "pan.mp4", folder / "still.mp4")
@@ -135,6 +137,7 @@ def test_a_renamed_video_is_the_same_video(folder: Path, tmp_path: Path) -> None
     assert again.videos == {"in": 5, "done": 4, "failed": 1}
 
 
+@pytest.mark.slow
 def test_changing_a_rule_measures_nothing_again(folder: Path, tmp_path: Path) -> None:
     before = go(folder, tmp_path / "out")
     scores = {row["clip_id"]: row["motion_score"] for row in Store(tmp_path / "out").clips().to_pylist()}
@@ -152,6 +155,7 @@ def fresh(folder: Path, tmp_path: Path, **changes: Any) -> dict[str, Any]:
     return contents(tmp_path / "fresh")
 
 
+@pytest.mark.slow
 def test_loosening_a_rule_measures_the_clips_that_it_had_kept_from_being_measured(folder: Path, tmp_path: Path) -> None:
     go(folder, tmp_path / "out")
     rules = {"duration_s": {"min": 0.5}, "still_share": {"max": 0.9}}
@@ -161,6 +165,7 @@ def test_loosening_a_rule_measures_the_clips_that_it_had_kept_from_being_measure
     assert contents(tmp_path / "out") == fresh(folder, tmp_path, keep=rules)
 
 
+@pytest.mark.slow
 def test_changing_how_shots_are_divided_gives_what_a_fresh_run_gives(folder: Path, tmp_path: Path) -> None:
     go(folder, tmp_path / "out")
     stages = [{"decode": {"isolate": False, "max_clip_s": 1.2}}, "motion", "quality", "sidecar_captions"]
@@ -168,6 +173,7 @@ def test_changing_how_shots_are_divided_gives_what_a_fresh_run_gives(folder: Pat
     assert contents(tmp_path / "out") == fresh(folder, tmp_path, stages=stages)
 
 
+@pytest.mark.slow
 def test_a_changed_caption_file_changes_the_caption_and_encodes_nothing(folder: Path, tmp_path: Path) -> None:
     go(folder, tmp_path / "out")
     (folder / "cuts_vp9.json").write_text(json.dumps({"caption": "Something else."}))
@@ -188,6 +194,7 @@ def test_a_changed_caption_file_is_seen_by_what_reads_captions(folder: Path, tmp
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
+@pytest.mark.slow
 def test_a_broken_caption_file_costs_its_clips_and_is_retried_when_mended(folder: Path, tmp_path: Path) -> None:
     (folder / "cuts_vp9.json").write_text("{")
     broken = go(folder, tmp_path / "out")
@@ -198,6 +205,7 @@ def test_a_broken_caption_file_costs_its_clips_and_is_retried_when_mended(folder
     assert contents(tmp_path / "out") == fresh(folder, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_source_that_is_gone_when_shards_are_written_is_said_and_retried(folder: Path, tmp_path: Path) -> None:
     go(folder, tmp_path / "out", shards=False)
     away = (folder / "cuts_vp9.webm").rename(tmp_path / "away.webm")
@@ -230,6 +238,7 @@ def test_files_that_cannot_be_read_are_failed_rows(footage: Path, tmp_path: Path
     assert "the file is empty" in errors["empty.mp4"]
 
 
+@pytest.mark.slow
 def test_a_moved_folder_is_recognised(folder: Path, tmp_path: Path) -> None:
     go(folder, tmp_path / "out")
     moved = folder.rename(folder.parent / "moved")
@@ -249,6 +258,7 @@ def test_the_same_file_named_in_another_way_is_no_copy(
     assert contents(tmp_path / "out") == before
 
 
+@pytest.mark.slow
 def test_clips_of_a_file_that_is_away_are_kept_until_it_is_back(folder: Path, tmp_path: Path) -> None:
     go(folder, tmp_path / "out")
     away = (folder / "hard_cuts.mp4").rename(tmp_path / "away.mp4")
@@ -263,6 +273,7 @@ def test_clips_of_a_file_that_is_away_are_kept_until_it_is_back(folder: Path, tm
     assert contents(tmp_path / "out") == fresh(folder, tmp_path, stages=stages)
 
 
+@pytest.mark.slow
 def test_a_stage_that_comes_back_is_measured_again(folder: Path, tmp_path: Path) -> None:
     go(folder, tmp_path / "out")
     go(folder, tmp_path / "out", stages=[{"decode": {"isolate": False}}, "quality"], keep={})
@@ -273,6 +284,7 @@ def test_a_stage_that_comes_back_is_measured_again(folder: Path, tmp_path: Path)
 FUSSY = "tests.curation.broken_filters:Fussy"
 
 
+@pytest.mark.slow
 def test_a_failed_clip_stays_failed_until_what_failed_is_changed(folder: Path, tmp_path: Path) -> None:
     def stages(shortest_s: float, max_clip_s: float = 10.0) -> list[object]:
         decode = {"decode": {"isolate": False, "max_clip_s": max_clip_s}}
@@ -316,6 +328,7 @@ def test_a_failure_of_a_later_round_is_not_lost_behind_one_of_an_earlier(folder:
     assert {(row["status"], row["error"].partition(":")[0]) for row in found} == {("failed", "fussy")}
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_it_noted_where_clips_lie_is_mended(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,6 +345,7 @@ def test_a_run_killed_before_it_noted_where_clips_lie_is_mended(
     assert contents(tmp_path / "out") == fresh(folder, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_is_encoded_anew_and_never_copied(folder: Path, tmp_path: Path) -> None:
     from curation.reshard import shard_directory
 

@@ -128,6 +128,7 @@ def shrinkable(random: np.random.Generator, height: int, width: int) -> np.ndarr
     return np.clip(place / place.max() * 255, 0, 255).astype(np.uint8)
 
 
+@pytest.mark.slow
 def test_it_makes_no_difference_where_feeding_begins() -> None:
     film = np.concatenate([joined(kind, count)[0] for kind, count in (("dissolve", 20), ("wipe left", 12))] * 3)
     whole = cuts_of(film)

@@ -184,6 +184,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
+@pytest.mark.slow
 def test_embeddings_have_a_dataset_of_their_own_and_are_computed_once(
     footage: Path, config: Path, tmp_path: Path, encoded: list[int], head: Path, model: Path
 ) -> None:
@@ -222,6 +223,7 @@ def test_embeddings_have_a_dataset_of_their_own_and_are_computed_once(
     assert scores != [rows[identity]["aesthetic_score"] for identity in sorted(kept)]
 
 
+@pytest.mark.slow
 def test_another_encoder_or_lost_embeddings_are_computed_again(
     footage: Path, config: Path, tmp_path: Path, model: Path, head: Path, encoded: list[int]
 ) -> None:
@@ -240,6 +242,7 @@ def test_another_encoder_or_lost_embeddings_are_computed_again(
     assert {vectors.shape[1] for _, vectors in Store(output).vectors()} == {12}
 
 
+@pytest.mark.slow
 def test_embeddings_of_a_run_that_was_killed_are_not_taken_for_those_of_another(
     footage: Path, config: Path, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

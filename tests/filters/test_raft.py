@@ -59,6 +59,7 @@ def by_torchvision(file: str, before: np.ndarray, after: np.ndarray) -> np.ndarr
     return flow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", raft.NAMES)
 def test_flow_is_that_of_torchvision(weights: dict[str, str], name: str) -> None:
     frames, pairs = pictures(4, 136, 128), [(0, 1), (2, 3), (3, 0)]
@@ -347,6 +348,7 @@ def test_a_gpu_that_is_not_there_stops_the_run(weights: dict[str, str]) -> None:
         stage.setup()
 
 
+@pytest.mark.slow
 def test_a_run_measures_and_judges_by_raft(weights: dict[str, str], tmp_path: Path) -> None:
     """In the process that decodes, which is stopped when it shows no sign of life."""
     coded_film(tmp_path / "film.mp4", 7, num_clips=2)

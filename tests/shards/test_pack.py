@@ -84,6 +84,7 @@ def samples(output: Path) -> dict[str, tuple[bytes, dict[str, Any]]]:
     return {key: (sample["mp4"], json.loads(sample["json"])) for key, sample in found.items()}
 
 
+@pytest.mark.slow
 def test_a_source_that_crashes_or_hangs_costs_its_clips_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards.pack, "Cutter", Hostile)
     (tmp_path / "in").mkdir()
@@ -108,6 +109,7 @@ def films(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
+@pytest.mark.slow
 def test_a_sample_tells_what_its_mp4_holds(films: Path, tmp_path: Path) -> None:
     go(films, "{fps: 10, short_side_px: 32, codec: av1}", tmp_path / "out")
     rows = {row["clip_id"]: row for row in Store(tmp_path / "out").clips().to_pylist()}
@@ -124,6 +126,7 @@ def test_a_sample_tells_what_its_mp4_holds(films: Path, tmp_path: Path) -> None:
     assert verify(Store(tmp_path / "out")) == []
 
 
+@pytest.mark.slow
 def test_a_sample_that_says_the_wrong_number_of_frames_is_found(films: Path, tmp_path: Path) -> None:
     from tests.shards.test_verify import rewrite
 
@@ -136,6 +139,7 @@ def test_a_sample_that_says_the_wrong_number_of_frames_is_found(films: Path, tmp
     assert any("frames, its json says 9" in problem for problem in verify(Store(tmp_path / "out")))
 
 
+@pytest.mark.slow
 def test_clips_that_cannot_be_copied_are_counted(films: Path, tmp_path: Path) -> None:
     summary = go(films, "{video: remux}", tmp_path / "out")
     found = samples(tmp_path / "out").values()
@@ -147,6 +151,7 @@ def test_clips_that_cannot_be_copied_are_counted(films: Path, tmp_path: Path) ->
     assert verify(Store(tmp_path / "out")) == []
 
 
+@pytest.mark.slow
 def test_clips_are_reused_only_under_equal_settings(films: Path, tmp_path: Path) -> None:
     go(films, "{}", tmp_path / "out")
     before = samples(tmp_path / "out")
@@ -157,6 +162,7 @@ def test_clips_are_reused_only_under_equal_settings(films: Path, tmp_path: Path)
     assert set(changed.metrics) == {"clips_encoded"}
 
 
+@pytest.mark.slow
 def test_clips_whose_bars_changed_are_encoded_anew(films: Path, tmp_path: Path) -> None:
     def heights(top: float) -> set[int]:
         go(films, "{crop_bars: true}", tmp_path / "out", f"tests.shards.test_pack.Bars: {{top: {top}}}")
@@ -167,6 +173,7 @@ def test_clips_whose_bars_changed_are_encoded_anew(films: Path, tmp_path: Path) 
     assert verify(Store(tmp_path / "out")) == []
 
 
+@pytest.mark.slow
 def test_sharding_again_in_place_keeps_everything(films: Path, tmp_path: Path) -> None:
     go(films, "{fps: 12, codec: vp9}", tmp_path / "out")
     before = samples(tmp_path / "out")

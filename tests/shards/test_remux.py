@@ -101,6 +101,7 @@ def test_hdr_is_tone_mapped_and_not_copied(tmp_path: Path) -> None:
     assert (clip.how, clip.why) == ("encoded", "HDR is tone-mapped")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "end"), [("portrait_4k60_rot90.mp4", 18), ("dog_whip_pan_vfr_rot180.mp4", 25), ("testsrc_av1.mkv", 30)]
 )

@@ -126,6 +126,7 @@ def test_harm_is_found(output: Path, harm: Callable[[Path], None], message: str)
     assert any(message in problem for problem in verify(Store(output)))
 
 
+@pytest.mark.slow
 def test_a_shard_that_shrank_is_written_again(output: Path, footage: Path) -> None:
     from curation.reshard import shard_directory
 

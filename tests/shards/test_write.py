@@ -133,6 +133,7 @@ def test_clips_that_are_cut_and_captioned_already_are_packed_as_they_are(footage
     assert captions == {"Two lines:\npan.mp4.", "Two lines:\nzoom.mp4."}
 
 
+@pytest.mark.slow
 def test_shards_do_not_depend_on_how_many_clips_are_encoded_at_a_time(
     finished: Path, footage: Path, tmp_path: Path
 ) -> None:

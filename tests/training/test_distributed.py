@@ -70,6 +70,7 @@ def _nearest(first: Path, second: Path) -> float:
     return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sharded", "muon"), [(True, None), (False, None), (True, 1e-2)], ids=["fsdp2", "whole", "fsdp2 and muon"]
 )
@@ -80,6 +81,7 @@ def test_two_ranks_learn_what_one_learns(sharded: bool, muon: float | None, tmp_
     assert _nearest(tmp_path / "one", tmp_path / "two") < 1e-10
 
 
+@pytest.mark.slow
 def test_two_ranks_go_on_as_one_and_back(tmp_path: Path) -> None:
     _train(tmp_path / "one", 6, True, 2)
     seen = [key for keys in on_ranks(2, _train, tmp_path / "elastic", 2, True, 2) for key in keys]
@@ -89,6 +91,7 @@ def test_two_ranks_go_on_as_one_and_back(tmp_path: Path) -> None:
     assert _nearest(tmp_path / "one", tmp_path / "elastic") < 1e-10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sharded", "muon"), [(True, None), (False, None), (True, 1e-2)], ids=["fsdp2", "whole", "fsdp2 and muon"]
 )
@@ -124,6 +127,7 @@ def _share(folder: Path) -> tuple[bool, bool, str]:
         return *agreed, ""
 
 
+@pytest.mark.slow
 def test_ranks_that_share_samples_and_read_others_end_with_their_names(tmp_path: Path) -> None:
     first, second = on_ranks(2, _share, tmp_path)
     assert first[:2] == second[:2] == (True, False)

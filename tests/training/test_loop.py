@@ -232,6 +232,7 @@ _train(folder, steps=12)
 """
 
 
+@pytest.mark.slow
 def test_kill_9_during_a_checkpoint_loses_only_that_one(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _DIES_WHILE_SAVING, str(tmp_path / "killed")]
     died = subprocess.run(command, check=False, capture_output=True, text=True, cwd=os.getcwd())

@@ -300,6 +300,7 @@ def test_one_that_fails_costs_itself_only(model: Path, tmp_path: Path, monkeypat
     assert not list(tmp_path.glob("red*"))
 
 
+@pytest.mark.slow
 def test_prompts_that_are_cut_are_warned_of(model: Path, tmp_path: Path) -> None:
     words = ["sample", "a red ball rolls left", "--model", model, "--output", tmp_path, "--steps", "1"]
     done = subprocess.run(

@@ -117,6 +117,7 @@ def test_a_continued_video_keeps_its_frames_and_depends_on_its_overlap(name: str
     assert apart(made(windows, text, name=name, head=inside, shape=shape)[:, :, 11:], out[:, :, 11:]) > 1e-2
 
 
+@pytest.mark.slow
 def test_a_batch_of_two_equals_two_alone_and_seeds_repeat() -> None:
     text, given = noise(2, 5, 12), video(2, 3, 9, 64, 64)
     windows = plan(25, frames=13, overlap=5, have=9, loop=True)

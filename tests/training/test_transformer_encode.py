@@ -195,6 +195,7 @@ def test_latents_are_the_posterior_without_a_scale(place: Path) -> None:
     assert torch.equal(loaded.std, posterior.std[0].half())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(5, 32, 48), (1, 32, 48), (5, 320, 344)])
 def test_a_clip_has_the_same_latents_with_whomever_it_is_encoded(size: tuple[int, int, int]) -> None:
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from training.transformer.config import size
@@ -10,6 +11,7 @@ from training.transformer.model import Transformer
 from training.transformer.sampling import Draws, Sampling, denoise
 
 
+@pytest.mark.slow
 def test_samples_are_what_the_text_asks_for() -> None:
     torch.manual_seed(0)
     transformer, diffusion = Transformer(size("debug")), Diffusion(snr_shift_scale=1.0)

@@ -55,18 +55,21 @@ def distances(ranks: list[dict[str, Tensor]], frames: int) -> dict[str, float]:
     return far
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TWO)
 def test_two_ranks_equal_one_process(name: str, two: list[dict[str, Any]]) -> None:
     far = distances([rank[name] for rank in two], TWO[name].frames)
     assert max(far.values()) < 1e-10, far
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", THREE)
 def test_three_ranks_equal_one_process(name: str, three: list[dict[str, Any]]) -> None:
     far = distances([rank[name] for rank in three], THREE[name].frames)
     assert max(far.values()) < 1e-10, far
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN)
 def test_the_comparison_finds_a_gradient_that_does_not_cross_ranks(name: str, two: list[dict[str, Any]]) -> None:
     far = distances([rank[name] for rank in two], BROKEN[name].frames)
@@ -75,6 +78,7 @@ def test_the_comparison_finds_a_gradient_that_does_not_cross_ranks(name: str, tw
     assert len(wrong) > 20 and far["encoder.conv_in.conv.weight"] > 1e-3
 
 
+@pytest.mark.slow
 def test_every_rank_is_told_what_cannot_be_split(two: list[dict[str, Any]]) -> None:
     first, second = (rank["refusals"] for rank in two)
     assert first == second
@@ -85,6 +89,7 @@ def test_every_rank_is_told_what_cannot_be_split(two: list[dict[str, Any]]) -> N
     assert "leave out chunks" in first["chunks"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", [False, True], ids=["plain", "checkpointed"])
 def test_fsdp2_equals_one_process(checkpoint: bool, two: list[dict[str, Any]]) -> None:
     reference = undivided()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -79,6 +78,7 @@ def _quiet(text: str) -> None:
     del text
 
 
+@pytest.mark.slow
 def test_four_and_four_steps_are_eight_bit_for_bit(config: Path, tmp_path: Path) -> None:
     figures = train_vae(config, tmp_path / "whole", say=_quiet)
     assert {"videos_psnr", "videos_ssim", "videos_flicker"} <= set(figures)
@@ -92,9 +92,8 @@ def test_kill_9_at_any_moment_costs_only_what_came_after_the_last_checkpoint(con
     train_vae(config, tmp_path / "whole", changes=["training.steps=16"], say=_quiet)
     arguments = ["train", "vae", str(config), "--output", str(tmp_path / "killed"), "--set", "training.steps=16"]
     command = [sys.executable, "-m", "curation.cli", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for kills in range(3):
-        running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+        running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until = time.monotonic() + 120
         checkpoints = tmp_path / "killed" / "checkpoints"
         while time.monotonic() < until and len(list(checkpoints.glob("step-*"))) <= min(kills, 1):
@@ -102,12 +101,13 @@ def test_kill_9_at_any_moment_costs_only_what_came_after_the_last_checkpoint(con
         time.sleep(0.11 * kills)
         running.send_signal(signal.SIGKILL)
         running.wait()
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "continuing after step" in done.stderr
     assert _equal(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.mark.slow
 def test_diffusers_opens_what_was_trained_and_reconstructs_alike(config: Path, tmp_path: Path) -> None:
     train_vae(config, tmp_path / "out", changes=["training.steps=2"], say=_quiet)
     mend()
@@ -124,6 +124,7 @@ def test_diffusers_opens_what_was_trained_and_reconstructs_alike(config: Path, t
     assert float((made - whole).abs().max()) < 1e-4
 
 
+@pytest.mark.slow
 def test_each_stage_begins_with_the_weights_of_the_one_before(config: Path, tmp_path: Path) -> None:
     document = yaml.safe_load(config.read_text())
     document["stages"] = [
@@ -138,6 +139,7 @@ def test_each_stage_begins_with_the_weights_of_the_one_before(config: Path, tmp_
     assert [len(look.buckets) for look in look_ahead(load(config)).values()] == [2, 2]
 
 
+@pytest.mark.slow
 def test_each_stage_begins_with_the_discriminator_of_the_one_before(config: Path, tmp_path: Path) -> None:
     document = yaml.safe_load(config.read_text())
     document["loss"] = {"adversarial": {"weight": 0.5, "start": 0, "width": 8, "depth": 2}}
@@ -157,6 +159,7 @@ def test_each_stage_begins_with_the_discriminator_of_the_one_before(config: Path
     assert [line for line in said if "a new discriminator begins" in line]
 
 
+@pytest.mark.slow
 def test_held_out_videos_are_never_learnt_from(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: dict[bool, set[str]] = {True: set(), False: set()}
     original = Loader.__iter__
@@ -257,6 +260,7 @@ def test_preflight_counts_the_steps_of_all_processes(config: Path) -> None:
     assert steps[1] == -(-steps[0] // 2)
 
 
+@pytest.mark.slow
 def test_a_stage_does_not_go_on_from_another_than_it_began_with(config: Path, tmp_path: Path) -> None:
     document = yaml.safe_load(config.read_text())
     document["stages"] = [{"name": "short", "training": {"steps": 2}}, {"name": "long", "training": {"steps": 2}}]
@@ -312,6 +316,7 @@ def test_the_recipes_are_valid(shards: Path) -> None:
         find_recipe(Path("vea"))
 
 
+@pytest.mark.slow
 def test_the_commands_say_what_they_did(config: Path, shards: Path, tmp_path: Path) -> None:
     runner, output = CliRunner(), str(tmp_path / "out")
     look = runner.invoke(app, ["train", "vae", str(config), "--preflight", "--json"], catch_exceptions=False)
@@ -378,6 +383,7 @@ def test_a_reconstruction_never_takes_the_place_of_a_video(
     assert made == {f"{name}-reconstructed.mp4" for name in ("mine", "a_same", "a_same-2", "b_c")}
 
 
+@pytest.mark.slow
 def test_folders_and_addresses_of_files_are_read_as_videos(config: Path, tmp_path: Path) -> None:
     videos = tmp_path / "my videos"
     for number, name in enumerate(("a.mp4", "sub/a.mp4")):
@@ -456,6 +462,7 @@ def test_pictures_too_small_for_lpips_are_said_before_work(config: Path, tmp_pat
         load(config, changes=["loss.perceptual={weight: 1.0, network: squeeze}"])
 
 
+@pytest.mark.slow
 def test_the_last_stage_is_named_in_the_end(config: Path, tmp_path: Path) -> None:
     document = yaml.safe_load(config.read_text())
     document["stages"] = [{"name": "short", "training": {"steps": 1}}, {"name": "long", "training": {"steps": 1}}]
@@ -485,8 +492,7 @@ def test_shards_of_torn_videos_alone_are_named(config: Path, tmp_path: Path) -> 
 def test_two_processes_are_started_and_learn_together(config: Path, tmp_path: Path) -> None:
     arguments = ["train", "vae", str(config), "--output", str(tmp_path / "out"), "--set", "training.steps=2"]
     command = [sys.executable, "-m", "curation.cli", *arguments, "--num-processes", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=250)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Weights:") == 1
     assert done.stdout.count("steps in an epoch") == 1
@@ -498,8 +504,7 @@ def test_kill_9_of_the_launcher_ends_its_processes(config: Path, tmp_path: Path)
     output = tmp_path / "out"
     arguments = ["train", "vae", str(config), "--output", str(output), "--set", "training.steps=1000000"]
     command = [sys.executable, "-m", "curation.cli", *arguments, "--num-processes", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120
     while not (output / "metrics.jsonl").exists() and time.monotonic() < until:
         time.sleep(0.1)
@@ -515,8 +520,7 @@ def test_kill_9_of_the_launcher_ends_its_processes(config: Path, tmp_path: Path)
 def test_ray_starts_workers_that_learn_together(config: Path, tmp_path: Path) -> None:
     arguments = ["train", "vae", str(config), "--output", str(tmp_path / "out"), "--set", "training.steps=2"]
     command = [sys.executable, "-m", "curation.cli", *arguments, "--num-processes", "2", "--engine", "ray"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=280)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     assert _weights(tmp_path / "out")
 

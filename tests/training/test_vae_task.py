@@ -129,6 +129,7 @@ def test_one_sample_changes_nothing_that_another_learns() -> None:
     assert torch.allclose(*gradients, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_the_discriminator_learns_to_tell_and_the_generator_does_not_move_it() -> None:
     task = _task(LossSettings(adversarial=_ADVERSARIAL))
     discriminator = task.roles[DISCRIMINATOR].module
@@ -146,6 +147,7 @@ def test_the_discriminator_learns_to_tell_and_the_generator_does_not_move_it() -
     assert losses[-1] < 0.3
 
 
+@pytest.mark.slow
 def test_the_penalty_holds_the_discriminator_back() -> None:
     lengths = []
     for penalty in (0.0, 10.0):
@@ -183,6 +185,7 @@ def _judge(folder: Path, context_parallel: int) -> dict[str, float]:
             return task.judge(0, folder)
 
 
+@pytest.mark.slow
 def test_ranks_that_share_videos_judge_as_one(tmp_path: Path) -> None:
     alone = _judge(tmp_path, 1)
     assert on_ranks(2, _judge, tmp_path, 2) == [pytest.approx(alone, abs=1e-10)] * 2
@@ -244,6 +247,7 @@ def _learn(folder: Path, context_parallel: int, per_step: int) -> dict[str, Tens
     return load_file(folder / "weights" / "diffusion_pytorch_model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "context_parallel"), [(2, 2), (2, 1)], ids=["shared videos", "own videos"])
 def test_two_ranks_learn_what_one_learns(ranks: int, context_parallel: int, tmp_path: Path) -> None:
     alone = _learn(tmp_path / "one", 1, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -134,8 +135,7 @@ def train_transformer(
         check_tags(train, stage.config.text.tag_dropout)
     figures: dict[str, float] = {}
     before: Path | None = None
-    if not encode_only:
-        note_stages(output, [stage.name for stage in stages])
+    note = functools.partial(note_stages, output, [stage.name for stage in stages])
     with joined():
         for stage in stages:
             config, folder = stage.config, output / stage.name
@@ -146,7 +146,7 @@ def train_transformer(
             ready = prepare(config, cache=cache, before=None if encode_only else before, world=world, say=say)
             if not encode_only:
                 begun_from = progress_of(before) if before is not None else None
-                figures = _train(config, ready, folder, world, say, begun_from=begun_from)
+                figures = _train(config, ready, folder, world, say, begun_from=begun_from, note=note)
             before = folder / WEIGHTS
     return figures
 
@@ -169,6 +169,7 @@ def _train(
     say: Callable[[str], None],
     *,
     begun_from: str | None,
+    note: Callable[[], None],
 ) -> dict[str, float]:
     torch.manual_seed(config.training.seed)
     models = ready.models
@@ -212,6 +213,7 @@ def _train(
         # A pack's outputs are parts of one tensor; nothing changes them in place, of which FSDP warns.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         trainer = Trainer(task, batches, config.training, folder=folder, world=world, say=say, begun_from=begun_from)
+        note()
         return trainer.train()
 
 

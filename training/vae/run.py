@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -134,7 +135,7 @@ def train_vae(
         check_division(num_processes(), stage.config.training.context_parallel)
     figures: dict[str, float] = {}
     before: TrainingStage[VAETraining] | None = None
-    note_stages(output, [stage.name for stage in stages])
+    note = functools.partial(note_stages, output, [stage.name for stage in stages])
     with joined():
         for stage in stages:
             config, folder = stage.config, output / stage.name
@@ -145,7 +146,7 @@ def train_vae(
             if stage.name and world.is_first:
                 say(f"stage {stage.name}")
             begun_from = progress_of(Path(start)) if goes_on and start else None
-            figures = _train(config, start, folder, world, say, begun_from=begun_from)
+            figures = _train(config, start, folder, world, say, begun_from=begun_from, note=note)
             before = stage
     return figures
 
@@ -180,6 +181,7 @@ def _train(
     say: Callable[[str], None],
     *,
     begun_from: str | None,
+    note: Callable[[], None],
 ) -> dict[str, float]:
     torch.manual_seed(config.training.seed)
     vae = VAE.from_pretrained(fetch(start, "vae")) if start else VAE(size(str(config.model.size)))
@@ -192,6 +194,7 @@ def _train(
         if start:
             _take_along(task, Path(start), say if world.is_first else lambda text: None)
         trainer = Trainer(task, batches, config.training, folder=folder, world=world, say=say, begun_from=begun_from)
+        note()
         figures = trainer.train()
         if batches.faults.num_bad:  # each rank reads others
             say(f"bad samples{f' of rank {world.rank}' if world.size > 1 else ''}: {batches.faults}")

@@ -190,6 +190,7 @@ class Hostile(Decoder):
         return super().do(job, place)
 
 
+@pytest.mark.slow
 def test_a_decoder_that_crashes_or_hangs_costs_one_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training.data.pool, "Decoder", Hostile)
     write_tar(tmp_path / "0.tar", [sample(i) for i in range(8)])
