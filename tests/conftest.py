@@ -10,7 +10,7 @@ import pytest
 
 # Before anything imports torch: tests run on all cores side by side, and threads that wait for one another by spinning
 # would take those from them. Commands that tests run inherit it.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from curation.footage import DEMO, make_footage
 from curation.run import run

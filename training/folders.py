@@ -38,7 +38,9 @@ def last_weights(folder: Path) -> Path | None:
     The order is the noted one: a copy of the folder need not keep the times of its files.
     """
     file = folder / _STAGES
-    names = read_json(file).get("stages", []) if file.is_file() else [""]
+    names = read_json(file).get("stages") if file.is_file() else [""]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{file} is damaged; give the folder of the weights themselves")
     places = [folder / name / WEIGHTS for name in reversed(names)]
     return next((place for place in places if place.is_dir()), None)
 

@@ -58,6 +58,7 @@ class Trainer:
     model as others open it, with averaged weights where an average is kept. Roles beside the model have a file each.
 
     ``begun_from`` names the state of the weights that a stage begins with. A training does not go on from others.
+    ``note`` is called by the first rank once there are weights, and not by a training that is refused.
     """
 
     def __init__(
@@ -70,9 +71,10 @@ class Trainer:
         world: World,
         say: Say = print,
         begun_from: str | None = None,
+        note: Callable[[], None] = lambda: None,
     ) -> None:
         training.check()
-        self._begun_from = begun_from
+        self._begun_from, self._note = begun_from, note
         self._task, self._batches, self._training = task, batches, training
         self._folder, self._world, self._say = folder, world, say
         self._optimisers: dict[str, list[torch.optim.Optimizer]] = {}
@@ -310,6 +312,7 @@ class Trainer:
                         save_file({key: value.contiguous() for key, value in state.items()}, file)
                 with aside(self._folder / PROGRESS) as file:
                     file.write_text(str(self.state.step), encoding="utf-8")
+                self._note()
 
             on_first(self._world, save)  # inside, because on a CPU the weights are no copies
 
@@ -346,6 +349,7 @@ class Trainer:
         self._batches.load_state_dict(about["batches"])
         self.state = State(step=about["step"], seconds=about["seconds"])
         if self._world.is_first:
+            self._note()
             self._say(f"continuing after step {self.state.step}")
 
     def _metrics(self) -> Metrics | None:

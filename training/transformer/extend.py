@@ -1,6 +1,6 @@
 """Videos made in windows: from a text alone, continued from frames that are given, to frames that are given, in a loop.
 
-    make(models, text, windows=plan(49, frames=49), shape=shape, seeds=[0])             # one window: text to video
+    make(models, text, windows=plan(49, frames=49), shape=shape, seeds=[0], settings=Sampling())  # from a text alone
     make(models, text, windows=plan(200, frames=49, overlap=13, have=80), head=video, …)  # continues 80 frames to 200
     make(models, text, windows=[Window(49, head=1, tail=1)], head=first, tail=last, …)  # between two pictures
 

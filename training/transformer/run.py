@@ -212,8 +212,9 @@ def _train(
     with warnings.catch_warnings():
         # A pack's outputs are parts of one tensor; nothing changes them in place, of which FSDP warns.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-        trainer = Trainer(task, batches, config.training, folder=folder, world=world, say=say, begun_from=begun_from)
-        note()
+        trainer = Trainer(
+            task, batches, config.training, folder=folder, world=world, say=say, begun_from=begun_from, note=note
+        )
         return trainer.train()
 
 

@@ -193,8 +193,9 @@ def _train(
         task = VAETask(vae, config.loss, config.optimiser, world=world, held_out=held_out)
         if start:
             _take_along(task, Path(start), say if world.is_first else lambda text: None)
-        trainer = Trainer(task, batches, config.training, folder=folder, world=world, say=say, begun_from=begun_from)
-        note()
+        trainer = Trainer(
+            task, batches, config.training, folder=folder, world=world, say=say, begun_from=begun_from, note=note
+        )
         figures = trainer.train()
         if batches.faults.num_bad:  # each rank reads others
             say(f"bad samples{f' of rank {world.rank}' if world.size > 1 else ''}: {batches.faults}")
