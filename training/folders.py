@@ -42,7 +42,10 @@ def last_weights(folder: Path) -> Path | None:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UsageError(f"{file} is damaged; give the folder of the weights themselves")
     places = [folder / name / WEIGHTS for name in reversed(names)]
-    return next((place for place in places if place.is_dir()), None)
+    found = next((place for place in places if place.is_dir()), None)
+    if found is None and (stages := sorted(folder.glob(f"*/{WEIGHTS}"))):
+        raise UsageError(f"{folder} does not say which of its stages is the last: give one, such as {stages[-1]}")
+    return found
 
 
 def progress_of(folder: Path) -> str | None:

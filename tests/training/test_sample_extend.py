@@ -48,6 +48,7 @@ def made(
 
 def test_windows_take_over_what_they_overlap_and_reach_the_length() -> None:
     assert plan(49, frames=49) == [Window(49, kept=49)]
+    assert plan(None, frames=1) == [Window(1, kept=1)]  # a picture
     assert plan(30, frames=49) == [Window(33, kept=30)]  # 4k+1 are made, and no more than are asked for are kept
     assert plan(100, frames=49, overlap=13, have=40) == [Window(49, head=13, kept=36), Window(37, head=13, kept=24)]
     assert plan(61, frames=49, overlap=13) == [Window(49, kept=49), Window(25, head=13, kept=12)]

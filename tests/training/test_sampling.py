@@ -231,7 +231,7 @@ def test_decoding_is_that_of_the_vae_in_chunks_and_whole() -> None:
         ("5b", {"windows": [Window(10)]}, "10 frames are not 4k\\+1; 9 are"),
         ("5b", {"shape": Shape(height=72, width=64)}, "72x64 is not made of 16x16; 64x64 is"),
         ("5b", {"image": torch.zeros(1, 3, 64, 64)}, "reads no picture"),
-        ("5b_i2v", {}, "give one as --image"),
+        ("5b_i2v", {}, "give one as image"),
         ("5b_i2v", {"image": torch.zeros(1, 3, 64, 96)}, "is asked for"),
         ("5b", {"seeds": [1, 2]}, "2 seeds for 1 texts"),
         ("5b", {"settings": Sampling(solver="euler")}, "no solver 'euler'"),

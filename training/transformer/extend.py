@@ -19,7 +19,6 @@ from torch import Tensor
 
 from curation.errors import UsageError
 from training.transformer.config import TransformerConfig
-from training.transformer.model import Transformer
 from training.transformer.models import Models
 from training.transformer.sampling import Draws, Sampling, check_size, decode, denoise, image_latents, scaled
 from training.vae.config import Chunks, Tiles, VAEConfig
@@ -76,6 +75,9 @@ def plan(
     Raises:
         UsageError: no windows are so; the message says the nearest that are.
     """
+    if overlap is None and not have and not loop and (length or frames) <= frames:
+        length = length or frames
+        return [Window(min(frames, _next(length, 1)), kept=length)]
     overlap = default_overlap(frames) if overlap is None else overlap
     if overlap < 1 or overlap % 4 != 1 or overlap >= frames:
         raise UsageError(f"--overlap {overlap}: 4k+1 below the window of {frames} frames is meant, such as 1, 5 or 9")
@@ -89,7 +91,7 @@ def plan(
     # The loop closes in a whole window, upon as many frames as it leads to.
     least = _next(max(have, tail + 1), have or 1) if loop else have
     if length is None:
-        length = _longest(frames, overlap, have) if not loop else (least if have else frames) + room
+        length = have + frames - _taken(overlap, have) if not loop else (least if have else frames) + room
     if length <= have:
         raise UsageError(f"--length {length}: the video has {have} frames already; it is the length of all")
     if loop and (length < least + 4 or (length - least) % 4):
@@ -108,10 +110,6 @@ def plan(
         head = _taken(overlap, grown)
         windows.append(Window(head + last + tail, head=head, tail=tail))
     return windows
-
-
-def _longest(frames: int, overlap: int, have: int) -> int:
-    return have + frames - _taken(overlap, have) if have else frames
 
 
 def _taken(overlap: int, grown: int) -> int:
@@ -186,14 +184,16 @@ def _check(
     seeds: Sequence[int],
     image: Tensor | None,
 ) -> None:
+    config = models.transformer.config
     for window in windows:
-        size = {"frames": window.frames, "height": shape.height, "width": shape.width}
-        check_size(models.transformer, models.vae.config, **size)
+        check_size(config, models.vae.config, frames=window.frames, height=shape.height, width=shape.width)
     if len(seeds) != len(text):
         raise UsageError(f"{len(seeds)} seeds for {len(text)} texts; give one for each")
     if image is None:
+        if config.reads_image and not windows[0].head:
+            raise UsageError("this transformer continues a picture (image-to-video): give one as image")
         return
-    if not models.transformer.config.reads_image:
+    if not config.reads_image:
         raise UsageError(
             "this transformer reads no picture (text-to-video): leave image out, or load an image-to-video one"
         )
@@ -219,8 +219,7 @@ def _window(
     first = given = clean = None
     with models.using(models.vae) as vae:
         if config.reads_image:
-            if picture is None:
-                raise UsageError("this transformer continues a picture (image-to-video): give one as --image")
+            assert picture is not None, "the first window has one, or frames to take it from"
             first = image_latents(vae, picture, draws)
         if window.head or window.tail:
             given, clean = conditions(vae, window, *ends, shape=shape)
@@ -275,8 +274,7 @@ def _encode(vae: VAE, frames: Tensor, shape: Shape) -> Tensor:
 
 def check_window(config: TransformerConfig, vae: VAEConfig, *, frames: int, height: int, width: int) -> None:
     """Raise UsageError, with the nearest possible size, for a window that cannot be made; before any work."""
-    with torch.device("meta"):
-        check_size(Transformer(config), vae, frames=frames, height=height, width=width)
+    check_size(config, vae, frames=frames, height=height, width=width)
     check_positions(config, vae, frames=frames, height=height, width=width)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from curation.errors import UsageError
+from training.transformer.config import TransformerConfig
 from training.transformer.diffusion import Diffusion
 from training.transformer.model import Transformer
 from training.transformer.patches import fill_front
@@ -74,12 +75,12 @@ class Draws:
         return torch.cat([torch.randn(1, *shape, generator=one) for one in self.generators]).to(device)
 
 
-def check_size(transformer: Transformer, config: VAEConfig, *, frames: int, height: int, width: int) -> None:
+def check_size(config: TransformerConfig, vae: VAEConfig, *, frames: int, height: int, width: int) -> None:
     """Raise UsageError, with the nearest possible size, for one that cannot be made; before any work."""
-    side = config.space_ratio * transformer.config.patch_size
-    if frames < 1 or (frames - 1) % config.time_ratio:
-        near = max(0, round((frames - 1) / config.time_ratio)) * config.time_ratio + 1
-        raise UsageError(f"{frames} frames are not {config.time_ratio}k+1; {near} are")
+    side = vae.space_ratio * config.patch_size
+    if frames < 1 or (frames - 1) % vae.time_ratio:
+        near = max(0, round((frames - 1) / vae.time_ratio)) * vae.time_ratio + 1
+        raise UsageError(f"{frames} frames are not {vae.time_ratio}k+1; {near} are")
     if min(height, width) < side or height % side or width % side:
         near_sides = [max(1, round(pixels / side)) * side for pixels in (height, width)]
         raise UsageError(f"{height}x{width} is not made of {side}x{side}; {near_sides[0]}x{near_sides[1]} is")
