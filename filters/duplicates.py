@@ -66,7 +66,8 @@ class Duplicates(TableStage):
         hashes = clips["video_hash"].take(ranked)
         known = np.flatnonzero(hashes.is_valid().to_numpy())
         hashes, ids = hashes.take(known), clips["clip_id"].take(ranked).take(known).to_pylist()
-        found = originals(links(hashes, self.alike), self.alike)
+        num_kept = clips["status"].take(ranked).take(known).to_pylist().count("kept")
+        found = originals(links(hashes, self.alike), self.alike, num_kept=num_kept)
         of: list[str | None] = [None] * clips.num_rows
         score: list[float | None] = [None] * clips.num_rows
         for i, place in enumerate(np.asarray(ranked)[known].tolist()):
@@ -102,11 +103,12 @@ def links(hashes: pa.ChunkedArray, alike: float) -> list[Link]:
     return found
 
 
-def originals(found: list[Link], alike: float) -> dict[int, tuple[int, float]]:
+def originals(found: list[Link], alike: float, *, num_kept: int) -> dict[int, tuple[int, float]]:
     """Of each clip that is a copy: the one to keep, and how alike they are. Positions are ranks, the best first.
 
     Clips are looked at from the best to the worst, and a clip that is contained in one that is kept so far goes. So no
     clip goes because of one that goes itself, unless that one is part of a longer, worse clip, which stands for both.
+    The first ``num_kept`` have passed all rules so far; none of them goes because of one that has not.
     """
     by_other: dict[int, list[Link]] = {}
     for link in found:
@@ -120,7 +122,8 @@ def originals(found: list[Link], alike: float) -> dict[int, tuple[int, float]]:
             original[other] = best.better, best.other_in_better
             continue
         for link in kept:
-            if link.better_in_other >= alike:
+            may_go = other < num_kept or link.better >= num_kept
+            if may_go and link.better_in_other >= alike:
                 original[link.better] = other, link.better_in_other
     return {place: _stands_for(place, original) for place in sorted(original)}
 

@@ -129,6 +129,17 @@ def test_a_rejected_clip_is_never_kept_for_one_that_is_kept() -> None:
     assert [of for of, _ in duplicates(table)] == ["c1", None]
 
 
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(["rejected", "kept"], [None, None]), (["rejected"] * 2, [None, "c0"]), (["kept", "rejected"], [None, "c0"])],
+    ids=["the whole", "both", "the part"],
+)
+def test_a_kept_part_stays_where_the_whole_is_rejected(status: list[str], expected: list[str | None]) -> None:
+    whole = take(0, seconds=8.0)
+    table = clips([hash_of(whole), hash_of(whole[12:36])], width=[640, 1920], duration_s=[8.0, 3.0], status=status)
+    assert [of for of, _ in duplicates(table)] == expected
+
+
 def test_neither_the_order_of_the_clips_nor_other_clips_matter() -> None:
     hashes = [hash_of(change(take(seed))) for seed in range(4) for change in COPIES.values()]
     table = clips(hashes, width=[320 + 17 * (i * 7 % 11) for i in range(len(hashes))])
@@ -150,11 +161,14 @@ def test_originals_are_no_duplicates_themselves() -> None:
     def link(better: int, other: int, up: float = 0.9, down: float = 0.9) -> Link:
         return Link(better, other, up, down)
 
-    assert originals([link(0, 1), link(1, 2)], 0.75) == {1: (0, 0.9)}  # 2 is like 1, which goes
-    assert originals([link(0, 2), link(1, 2, down=0.95)], 0.75) == {2: (0, 0.9)}  # the better of two
-    assert originals([link(0, 1, up=0.8, down=0.4)], 0.75) == {0: (1, 0.8)}  # 0 is a part of 1
-    assert originals([link(0, 1), link(0, 2, up=0.8, down=0.4)], 0.75) == {0: (2, 0.8), 1: (2, 0.8)}
-    assert originals([link(0, 1, up=0.7, down=0.7)], 0.75) == {}
+    assert originals([link(0, 1), link(1, 2)], 0.75, num_kept=3) == {1: (0, 0.9)}  # 2 is like 1, which goes
+    assert originals([link(0, 2), link(1, 2, down=0.95)], 0.75, num_kept=3) == {2: (0, 0.9)}  # the better of two
+    assert originals([link(0, 1, up=0.8, down=0.4)], 0.75, num_kept=3) == {0: (1, 0.8)}  # 0 is a part of 1
+    assert originals([link(0, 1), link(0, 2, up=0.8, down=0.4)], 0.75, num_kept=3) == {0: (2, 0.8), 1: (2, 0.8)}
+    assert originals([link(0, 1, up=0.7, down=0.7)], 0.75, num_kept=3) == {}
+    chain = [link(0, 1, up=0.8, down=0.4), link(1, 2, up=0.8, down=0.4)]  # each a part of the next
+    assert originals(chain, 0.75, num_kept=3) == {0: (2, 0.8), 1: (2, 0.8)}
+    assert originals(chain, 0.75, num_kept=2) == {0: (1, 0.8)}
 
 
 def test_a_hash_is_read_as_it_was_packed() -> None:
