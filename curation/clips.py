@@ -211,7 +211,8 @@ class ClipMaker:
         }
         clip = judge(pa.Table.from_pylist([row], schema=CLIPS), self.first.rules)
         for request, kept in self._kept.items():
-            clip = clip.append_column(request.column, pa.array([kept.packed(start, start + count)], PACKED))
+            packed = kept.packed(start, start + count, request.every)
+            clip = clip.append_column(request.column, pa.array([packed], PACKED))
         for step in self.dense:
             clip = run_stage(step.stage, clip, mark=step.mark, score_rejected=self.score_rejected)
             clip = judge(clip, step.rules)

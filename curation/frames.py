@@ -25,11 +25,13 @@ class Frames:
         fps: frames per second on a time grid (nearest frame of the source); ``None`` means the contact sheet.
         long_side_px: the longer side of the picture is scaled to this; ``None`` leaves it as it is.
         colour: ``grey`` gives T H W, ``rgb`` gives T H W 3.
+        every: of decoded frames, a clip's first and then one in so many: few, and yet some of each short clip.
     """
 
     fps: float | None
     long_side_px: int | None
     colour: Literal["grey", "rgb"] = "grey"
+    every: int = 1
 
     @classmethod
     def sheet(cls, *, long_side_px: int | None, colour: Literal["grey", "rgb"] = "rgb") -> Frames:
@@ -40,7 +42,8 @@ class Frames:
     def column(self) -> str:
         """The column of the clip batch that carries these frames."""
         size = "full" if self.long_side_px is None else f"{self.long_side_px}px"
-        return "frames" if self.fps is None else f"frames_{self.fps:g}fps_{size}_{self.colour}"
+        few = f"_every{self.every}" if self.every > 1 else ""
+        return "frames" if self.fps is None else f"frames_{self.fps:g}fps_{size}_{self.colour}{few}"
 
     def unpack(self, value: pa.Scalar) -> tuple[np.ndarray, np.ndarray]:
         """Turn one cell of ``column`` into (frames, times)."""

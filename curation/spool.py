@@ -62,9 +62,9 @@ class Spool:
     def between(self, start: int, end: int) -> list[Entry]:
         return sorted(entry for entry in self.entries if start <= entry.frame < end)
 
-    def packed(self, start: int, end: int) -> dict[str, Any]:
-        """The frames with start <= index < end, as ``Frames.unpack`` reads them."""
-        entries = self.between(start, end)
+    def packed(self, start: int, end: int, every: int = 1) -> dict[str, Any]:
+        """The frames with start <= index < end, the first and one in ``every``, as ``Frames.unpack`` reads them."""
+        entries = self.between(start, end)[::every]
         pixels = np.frombuffer(b"".join(map(self.read, entries)), np.uint8)
         return pack(pixels.reshape((len(entries), *self.shape)), np.array([entry.t_s for entry in entries]))
 
