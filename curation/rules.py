@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import pyarrow as pa
 
 
@@ -27,9 +29,9 @@ class Rule:
         """Whether a clip with this value stays. Both ends of the range belong to it."""
         if value is None or value != value:  # NaN is unknown too
             return self.unknown == "keep"
-        if self.min is not None and not value >= self.min:
+        if self.min is not None and not (value >= self.min or value == _as_stored(self.min)):
             return False
-        if self.max is not None and not value <= self.max:
+        if self.max is not None and not (value <= self.max or value == _as_stored(self.max)):
             return False
         words = set(value) if isinstance(value, list) else {value}
         if self.any_of is not None and not words & set(self.any_of):
@@ -42,6 +44,13 @@ class Rule:
         parts += [f"any of {self.any_of}"] if self.any_of is not None else []
         parts += [f"none of {self.none_of}"] if self.none_of is not None else []
         return ", ".join(parts) or "known"
+
+
+def _as_stored(end: float) -> float:
+    """An end of a range as it is in float32, in which most scores are stored: 0.3 is a little more there."""
+    with np.errstate(over="ignore"):
+        stored = float(np.float32(end))
+    return stored if math.isfinite(stored) else end
 
 
 def judge(clips: pa.Table, rules: dict[str, Rule]) -> pa.Table:
