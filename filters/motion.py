@@ -17,6 +17,7 @@ from annotated_types import Ge
 
 from curation.errors import UsageError
 from curation.frames import Frames
+from curation.isolate import alive
 from curation.stage import Filter, Needs, operational
 from filters import camera, raft, similarity
 
@@ -179,8 +180,10 @@ def unexplained(pictures: np.ndarray) -> np.ndarray:
     The mean absolute difference to the next picture after that was brought back along the flow.
     """
     flow, guided = _dis(), _dis()
-    steps = (_compare(pictures, i, i + 1, flow, guided) for i in range(len(pictures) - 1))
-    found = [_mismatch(pictures[step.first], pictures[step.last], step.flow) for step in steps]
+    found = []
+    for i in range(len(pictures) - 1):
+        alive()  # of a clip that is minutes long this takes minutes
+        found.append(_mismatch(pictures[i], pictures[i + 1], _compare(pictures, i, i + 1, flow, guided).flow))
     return np.array(found) / max(1, pictures[0].size)
 
 
@@ -223,7 +226,9 @@ def _averaged(flow: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 def _by_dis(
     frames: np.ndarray, flow: cv2.DISOpticalFlow, guided: cv2.DISOpticalFlow, pairs: Sequence[_Pair]
 ) -> Iterator[_Step]:
-    return (_compare(frames, *pair, flow, guided) for pair in pairs)
+    for pair in pairs:
+        alive()
+        yield _compare(frames, *pair, flow, guided)
 
 
 def _dis() -> cv2.DISOpticalFlow:

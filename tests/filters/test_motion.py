@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
 
 from curation.painting import paint
+from filters import motion
 from filters.motion import Motion
 
 HEIGHT, WIDTH = 54, 96
@@ -80,3 +83,25 @@ def test_a_strip_too_narrow_for_flow_is_unknown(shape: tuple[int, int]) -> None:
 def test_the_narrowest_strip_with_room_for_flow_is_measured() -> None:
     frames, times = panned(3.0, 24.0)
     assert Motion().score(frames[:, 20:36], times)["motion_score"] is not None
+
+
+def test_a_long_clip_is_not_taken_for_a_decoder_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    signs: list[int] = []
+    compared: list[int] = []  # after so many signs
+    compare = motion._compare
+
+    def watched(*args: Any) -> Any:
+        compared.append(len(signs))
+        return compare(*args)
+
+    monkeypatch.setattr(motion, "alive", lambda: signs.append(1))
+    monkeypatch.setattr(motion, "_compare", watched)
+    frames, times = panned(1.0, 24.0)
+    Motion().score(frames, times)
+    assert len(compared) >= 8
+    assert sorted({0, *compared}) == [0, *compared]  # one at least before each
+    signs.clear()
+    compared.clear()
+    motion.unexplained(frames)
+    assert len(compared) == len(frames) - 1
+    assert sorted({0, *compared}) == [0, *compared]
