@@ -84,7 +84,7 @@ def _say(model: LearnedFilter, verdict: Verdict, *, json: bool) -> None:
     if not verdict.at_wanted:
         console.print(f"[yellow]No threshold has a precision of {verdict.wanted_precision:g}: label more clips.[/]")
     if verdict.num_unmeasured:
-        console.print(f"{verdict.num_unmeasured} labelled clips have no embedding in the run and were left out.")
+        console.print(f"{verdict.num_unmeasured} labelled clips have no usable embedding in the run and were left out.")
 
 
 def _counts(verdict: Verdict) -> str:

@@ -106,7 +106,11 @@ def load(model: str, gpu: bool, threads: int) -> Clip:
 def embed_pictures(
     model: str, jpegs: Sequence[bytes], *, gpu: bool = False, threads: int = 1, batch: int = 32
 ) -> Iterator[np.ndarray]:
-    """Embeddings of length 1 of pictures, float32 D, one after the other; so many are computed together."""
+    """Embeddings of length 1 of pictures, float32 D, one after the other; so many are computed together.
+
+    Raises:
+        StageError: the weights give no numbers.
+    """
 
     def encode(some: list[Any]) -> Any:
         loaded = load(model, gpu, threads)
@@ -117,7 +121,7 @@ def embed_pictures(
             inputs.to(loaded.device, next(loaded.model.parameters()).dtype), normalize=True
         )
 
-    return pictures.embed(encode, jpegs, batch=batch)
+    return (_numbers(model, vector) for vector in pictures.embed(encode, jpegs, batch=batch))
 
 
 def embed_texts(model: str, texts: Sequence[str], *, gpu: bool = False, threads: int = 1) -> np.ndarray:
@@ -125,6 +129,9 @@ def embed_texts(model: str, texts: Sequence[str], *, gpu: bool = False, threads:
 
     On the CPU each is computed by itself: batches gain nothing there, and the same text would no longer give the same
     bits.
+
+    Raises:
+        StageError: the weights give no numbers.
     """
     import torch
 
@@ -132,4 +139,11 @@ def embed_texts(model: str, texts: Sequence[str], *, gpu: bool = False, threads:
     tokens = loaded.tokenizer(list(texts)).to(loaded.device)
     with torch.inference_mode():
         parts = [loaded.model.encode_text(some, normalize=True) for some in ([tokens] if gpu else tokens.split(1))]
-        return np.asarray(torch.cat(parts).float().cpu().numpy())
+        return _numbers(model, torch.cat(parts).float().cpu().numpy())
+
+
+def _numbers(model: str, vectors: np.ndarray) -> np.ndarray:
+    """What a model gives, if it is numbers: damaged weights may load, and no clip is to blame for them."""
+    if not np.isfinite(vectors).all():
+        raise StageError(f"the weights of {model} give no numbers")
+    return vectors

@@ -35,7 +35,7 @@ class Labelled:
     embeddings: np.ndarray  # N D, float64
     videos: np.ndarray  # N, the video_id of each
     encoder: dict[str, str]
-    num_unmeasured: int  # labelled clips without an embedding
+    num_unmeasured: int  # labelled clips without an embedding, or with one that is no numbers
 
 
 def train(
@@ -162,7 +162,7 @@ def _read_rows(file: str, reader: csv.DictReader[str], column: str) -> dict[str,
 
 
 def read_embeddings(run: str | os.PathLike[str], clip_ids: set[str]) -> tuple[list[str], np.ndarray, dict[str, str]]:
-    """The embeddings of these clips in a run's output directory, as far as it has them.
+    """The embeddings of these clips in a run's output directory, as far as it has them and they are numbers.
 
     Returns:
         The clip_ids in order, their embeddings N D, and what the files say about the encoder.
@@ -171,17 +171,19 @@ def read_embeddings(run: str | os.PathLike[str], clip_ids: set[str]) -> tuple[li
         UsageError: there are none, or they are not all of one encoder.
     """
     encoder: dict[str, str] | None = None
-    rows: dict[str, list[float]] = {}
+    rows: dict[str, np.ndarray] = {}
     for _, table in Store(run).apart("embedding"):
         named = decode_metadata(table.schema.metadata)
         if encoder not in (None, named):
             raise UsageError(f"{run} holds embeddings of different encoders; run the pipeline again to its end")
         encoder = named
-        table = table.filter(pc.is_in(table["clip_id"], pa.array(sorted(clip_ids), pa.string())))
-        rows.update(zip(table["clip_id"].to_pylist(), table["embedding"].to_pylist(), strict=True))
+        table = table.filter(pc.is_in(table["clip_id"], pa.array(sorted(clip_ids), pa.string()))).drop_null()
+        vectors = (np.asarray(vector.values) for vector in table["embedding"])
+        found = zip(table["clip_id"].to_pylist(), vectors, strict=True)
+        rows.update({clip_id: vector for clip_id, vector in found if np.isfinite(vector).all()})
     if encoder is None:
         raise UsageError(f"{run} holds no embeddings; run a pipeline that has the stage 'embedding'")
-    known = sorted(clip_id for clip_id, value in rows.items() if value is not None)
+    known = sorted(rows)
     if len({len(rows[clip_id]) for clip_id in known}) > 1:
         raise UsageError(f"{run} holds embeddings of different dimensions; run the pipeline again to its end")
     return known, np.array([rows[clip_id] for clip_id in known], np.float64), encoder

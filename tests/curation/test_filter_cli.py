@@ -50,7 +50,7 @@ def test_training_writes_the_filter_and_says_how_good_it_is_and_where_to_put_it(
         assert heading in said
     assert f"{verdict.at_wanted.threshold:.3f}" in said
     assert f"{verdict.at_half.f1:.3f}" in said
-    assert "1 labelled clips have no embedding in the run and were left out." in said
+    assert "1 labelled clips have no usable embedding in the run and were left out." in said
     assert "- learned: {model: lecture.json}" in said
 
 

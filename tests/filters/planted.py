@@ -22,7 +22,7 @@ def ids_of(videos: np.ndarray) -> list[str]:
 def write_run(
     folder: Path, ids: list[str], embeddings: np.ndarray, *, encoder: dict[str, str] | None = None, num_files: int = 2
 ) -> Path:
-    """Write the tables of a run with embeddings N D (those of NaN are left out) in several files."""
+    """Write the tables of a run with embeddings N D (those of nothing but NaN are left out) in several files."""
     store = Store(folder)
     store.create()
     (folder / "embeddings").mkdir()
@@ -30,7 +30,7 @@ def write_run(
         mine = range(k, len(ids), num_files)
         store.write("videos", f"part{k}", VIDEOS.empty_table())
         store.write("clips", f"part{k}", conform(pa.table({"clip_id": [ids[i] for i in mine]}), CLIPS))
-        there = [i for i in mine if not np.isnan(embeddings[i]).any()]
+        there = [i for i in mine if not np.isnan(embeddings[i]).all()]
         vectors = pa.array([embeddings[i].tolist() for i in there], pa.list_(pa.float32(), embeddings.shape[1]))
         table = pa.table({"clip_id": pa.array([ids[i] for i in there], pa.string()), "embedding": vectors})
         named = table.replace_schema_metadata(ENCODER if encoder is None else encoder)

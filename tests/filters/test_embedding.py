@@ -388,6 +388,21 @@ def test_weights_that_give_no_number_leave_the_score_unknown(model: Path, monkey
     assert run_stage(Match(model=str(model)), clips, mark="match@1")["match_score"].to_pylist() == [None, None]
 
 
+@pytest.mark.parametrize("tower", ["visual.proj", "text_projection"])
+def test_damaged_weights_of_the_encoder_are_said_and_nothing_is_stored(tower: str, model: Path, tmp_path: Path) -> None:
+    """They load, and give vectors that are no numbers."""
+    from safetensors.numpy import load_file, save_file
+
+    damaged = shutil.copytree(model, tmp_path / "damaged")
+    tensors = load_file(damaged / "open_clip_model.safetensors")
+    tensors[tower][0, 0] = np.nan
+    save_file(tensors, damaged / "open_clip_model.safetensors")
+    clips = embedded(model, 2, 2).append_column("caption", pa.array(["a dog", "a cat"]))
+    stage = (Embedding if tower == "visual.proj" else Match)(model=str(damaged))
+    with pytest.raises(StageError, match=rf"the weights of {damaged} give no numbers"):
+        run_stage(stage, clips, mark="m@1")
+
+
 def test_a_single_layer_is_a_head_too_and_other_files_are_none(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 

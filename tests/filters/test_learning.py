@@ -216,6 +216,14 @@ def test_labelled_clips_without_an_embedding_are_left_out_and_counted(place: Pla
     assert found.videos.tolist() == [place.ids[i].partition("-")[0] for i in kept]
 
 
+def test_embeddings_that_are_no_numbers_are_left_out_and_counted_as_well(place: Place, tmp_path: Path) -> None:
+    some = place.embeddings.copy()
+    some[3, 1], some[7] = np.nan, np.inf
+    found = load_labelled(place.labels, write_run(tmp_path / "out", place.ids, some), None)
+    assert (len(found.truth), found.num_unmeasured) == (298, 2)
+    assert np.isfinite(found.embeddings).all()
+
+
 @pytest.mark.parametrize(
     ("positive", "says"),
     [
