@@ -140,7 +140,8 @@ def score_table(store: Store) -> dict[str, dict[str, float | None]]:
     values: dict[str, list[np.ndarray[Any, Any]]] = {}
     for _, table in store.parts("clips"):
         for field in table.schema:
-            if field.name not in known and pa.types.is_floating(field.type):
+            is_number = pa.types.is_floating(field.type) or pa.types.is_integer(field.type)
+            if field.name not in known and is_number:
                 values.setdefault(field.name, []).append(table[field.name].to_numpy())
     result: dict[str, dict[str, float | None]] = {}
     for name, chunks in values.items():
