@@ -82,6 +82,10 @@ class CaptionChecks(Stage):
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]
         return (*self._captions, *self._usage)
 
+    @property
+    def vocabulary(self) -> dict[str, list[str]]:  # type: ignore[override]  # the languages are an argument
+        return {"caption_language": self.languages}
+
     def settings(self) -> dict[str, Any]:
         named = None if self.tokenizer is None else identity(self.tokenizer, _TOKENIZER)
         return {**super().settings(), "tokenizer": named, "languages": sorted(self.languages)}

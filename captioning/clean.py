@@ -57,6 +57,10 @@ class CleanCaptions(Stage):
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]  # captions from files have no usage
         return ("caption", _USAGE) if self._reads_usage else ("caption",)
 
+    @property
+    def vocabulary(self) -> dict[str, list[str]]:  # type: ignore[override]  # the rules are an argument
+        return {"caption_changes": [*self.rules, NOTHING_LEFT]}
+
     def settings(self) -> dict[str, Any]:
         return {"rules": sorted(self.rules)}
 

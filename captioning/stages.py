@@ -149,6 +149,10 @@ class Caption(Captioner):
         return pa.schema([*(CAPTIONS.field(name) for name in names), ("caption_usage", USAGE)])
 
     @property
+    def vocabulary(self) -> dict[str, list[str]]:  # type: ignore[override]
+        return {"caption_version": [self.version]}
+
+    @property
     def fills(self) -> tuple[str, ...]:  # type: ignore[override]
         return ("frame_captions", "short_caption", "camera") if self.version == "v1" else ()
 

@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import os
 import sysconfig
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -174,11 +174,12 @@ def _check_reads(document: Document, path: tuple[Hashable, ...], stage: Stage) -
 def _plan(document: Document, pipeline: str, spec: Spec, stages: list[Stage]) -> Plan:
     ordered = [stages[0], *filter(is_dense, stages[1:]), *(stage for stage in stages[1:] if not is_dense(stage))]
     schema = extend(*(stage.writes for stage in ordered))
+    vocabulary = {column: words for stage in ordered for column, words in stage.vocabulary.items()}
     for column in spec.keep:
         if column not in schema.names:
             known = nearest(column, schema.names)
             raise document.error((pipeline, "keep", column), f"no stage writes {column!r}.{known}")
-        if wrong := _misfit(spec.keep[column], schema.field(column).type):
+        if wrong := _misfit(spec.keep[column], schema.field(column).type, vocabulary.get(column)):
             raise document.error((pipeline, "keep", column), f"{column}: {wrong}")
     if spec.shards.crop_bars and "letterbox" not in schema.names:
         raise document.error((pipeline, "shards", "crop_bars"), "crop_bars needs the stage `quality`, which finds bars")
@@ -192,8 +193,8 @@ def _plan(document: Document, pipeline: str, spec: Spec, stages: list[Stage]) ->
     return Plan(pipeline, tuple(steps), spec.shards, spec.score_rejected)
 
 
-def _misfit(rule: Rule, kind: pa.DataType) -> str | None:
-    """Why a rule cannot be judged on a column of this type, if it cannot."""
+def _misfit(rule: Rule, kind: pa.DataType, words: Sequence[str] | None) -> str | None:
+    """Why a rule cannot be judged on a column of this type and, where their list is closed, of these words."""
     has_range, has_words = (rule.min, rule.max) != (None, None), (rule.any_of, rule.none_of) != (None, None)
     if has_range and not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
         return f"min and max need numbers, and the column holds {kind}"
@@ -201,6 +202,8 @@ def _misfit(rule: Rule, kind: pa.DataType) -> str | None:
         return f"any_of and none_of need words, and the column holds {kind}"
     if rule.min is not None and rule.max is not None and rule.min > rule.max:
         return f"min {rule.min:g} is above max {rule.max:g}: nothing can be kept"
+    if words is not None and (wrong := [w for w in (*(rule.any_of or ()), *(rule.none_of or ())) if w not in words]):
+        return f"{wrong[0]!r} is none of its words.{nearest(wrong[0], words)}"
     return None
 
 

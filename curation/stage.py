@@ -47,6 +47,7 @@ class Stage:
     version: ClassVar[int] = 1  # raise it when the same input would give another result
     reads: ClassVar[tuple[str, ...]] = ()
     writes: ClassVar[pa.Schema] = pa.schema([])
+    vocabulary: ClassVar[Mapping[str, Sequence[str]]] = {}  # of columns in `writes`: all words that may stand there
     needs: ClassVar[Needs] = Needs()
     cached: ClassVar[bool] = True  # False: reads something besides its columns, so it runs again on every run
     extra: ClassVar[str] = ""  # the extra of setup.cfg that brings the packages it imports,

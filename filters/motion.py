@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import itertools
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import cv2
@@ -103,6 +103,8 @@ class Motion(Filter):
             ("object_motion", pa.float32()),
         ]
     )
+
+    vocabulary: ClassVar[Mapping[str, Sequence[str]]] = {"camera_motion": camera.LABELS}
 
     def __post_init__(self) -> None:
         self.weights = raft.placed(self.weights) if self.weights else None

@@ -113,6 +113,14 @@ def test_a_stage_and_every_column_it_writes_are_documented(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_vocabulary_is_of_a_column_of_words_that_the_stage_writes(name: str) -> None:
+    stage = load(name)
+    for column, words in stage.vocabulary.items():
+        assert stage.writes.field(column).type in (pa.string(), pa.list_(pa.string()))
+        assert words
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_packages_of_a_stage_come_with_its_extra_and_for_tests(name: str) -> None:
     stage = load(name)
     if not stage.packages:
@@ -146,6 +154,14 @@ def test_rejected_and_failed_clips_are_not_measured() -> None:
     batch = batch.set_column(batch.schema.get_field_index("status"), "status", status)
     assert run_stage(Doubler(), batch, mark="d@1")["twice"].to_pylist() == [4.0, None, None]
     assert run_stage(Doubler(), batch, mark="d@1", score_rejected=True)["twice"].to_pylist() == [4.0, 4.0, None]
+
+
+def test_a_raised_version_is_measured_anew() -> None:
+    class Later(Doubler):
+        version = 2
+
+    once = run_stage(Doubler(), batch_for(Doubler(), 2), mark=Doubler().mark({}))
+    assert Later().mark({}) not in once["measured"][0].as_py()
 
 
 def test_pictures_are_not_copied_where_all_clips_are_measured() -> None:

@@ -58,6 +58,24 @@ HEAD = "p:\n  stages:\n    - decode\n"
         (HEAD + "  keep:\n    codec: {min: 3}\n", "5:5", "min and max need numbers, and the column holds string"),
         (HEAD + "  keep:\n    fps: {any_of: [a]}\n", "5:5", "need words, and the column holds double"),
         (HEAD + "  keep:\n    fps: {min: 5, max: 1}\n", "5:5", "min 5 is above max 1"),
+        (
+            HEAD + "    - motion\n  keep:\n    camera_motion: {none_of: [shakes]}\n",
+            "6:5",
+            "camera_motion: 'shakes' is none of its words. Did you mean 'shake'?",
+        ),
+        (HEAD + "    - motion\n  keep:\n    camera_motion: {any_of: [static, pan]}\n", "6:5", "'pan' is none of its"),
+        (
+            HEAD + "    - sidecar_captions\n    - clean_captions\n"
+            "  keep:\n    caption_changes: {none_of: [nothing_lef]}\n",
+            "7:5",
+            "Did you mean 'nothing_left'?",
+        ),
+        (
+            HEAD + "    - sidecar_captions\n    - caption_checks: {languages: [de, fr]}\n"
+            "  keep:\n    caption_language: {any_of: [en]}\n",
+            "7:5",
+            "'en' is none of its words.",
+        ),
         (HEAD + "  keep:\n    fps: {min: .nan}\n", "1:1", "infinite or not a number"),
         (HEAD + "  shards: {gop_s: .inf}\n", "1:1", "infinite or not a number"),
         (HEAD + "  shards: {preset: bogus}\n", "4:12", "'ultrafast'"),
@@ -96,6 +114,13 @@ def test_a_mistake_is_said_with_file_line_and_column(tmp_path: Path, text: str, 
         load_plan("p", file)
     assert str(caught.value).startswith(f"{file}:{place}: ")
     assert message in str(caught.value)
+
+
+def test_the_words_of_a_column_are_accepted_and_any_where_they_are_open(tmp_path: Path) -> None:
+    stages = HEAD + "    - motion\n    - sidecar_captions\n    - clean_captions\n  keep:\n"
+    rules = "    camera_motion: {any_of: [static, pan_left], none_of: [shake]}\n    codec: {any_of: [of_tomorrow]}\n"
+    (tmp_path / "p.yaml").write_text(stages + rules + "    caption_changes: {none_of: [cut_off, nothing_left]}\n")
+    assert list(load_plan("p", tmp_path / "p.yaml").rules) == ["codec", "camera_motion", "caption_changes"]
 
 
 def test_aliases_do_not_make_checking_slow(tmp_path: Path) -> None:
