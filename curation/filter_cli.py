@@ -29,10 +29,12 @@ def train(
 ) -> None:
     """Train a filter on labelled clips, and say how well it does on videos that it has not seen."""
     from curation.errors import UsageError
+    from curation.output import check_file
     from filters.learning import train as train_filter
 
-    if not output.absolute().parent.is_dir() or output.is_dir():
-        raise UsageError(f"--output {output}: name a file in a folder that exists")
+    check_file(output, "--output")
+    if output.exists() and labels.exists() and output.samefile(labels):
+        raise UsageError(f"--output {output} is the file of labels; name another")
     trained = train_filter(labels, run, name=name, precision=precision)
     trained.save(output)
     _say(trained, trained.cross_validated, json=json)

@@ -98,8 +98,9 @@ TO = ["--run", "out", "--output", "new.json"]
         ([*TRAIN, "few.csv", *TO], "at least 10 of 3 videos are needed"),
         ([*TRAIN, "few.csv", *TO, "--precision", "90"], "a share above 0 and up to 1"),
         ([*TRAIN, "few.csv", "--run", "empty", "--output", "new.json"], "empty is not the output of a run"),
-        ([*TRAIN, "few.csv", "--run", "out", "--output", "absent/new.json"], "name a file in a folder that exists"),
-        ([*TRAIN, "few.csv", "--run", "out", "--output", "empty"], "name a file in a folder that exists"),
+        ([*TRAIN, "few.csv", "--run", "out", "--output", "absent/new.json"], "--output is meant to be a file in a"),
+        ([*TRAIN, "few.csv", "--run", "out", "--output", "empty"], "--output is meant to be a file in a folder that"),
+        ([*TRAIN, "few.csv", "--run", "none", "--output", "./few.csv"], "--output few.csv is the file of labels"),
         ([*TRAIN, "few.csv", "--run", "out"], "Missing option '--output'"),
         (["filter", "eval", "absent.json", "few.csv", "--run", "out"], "cannot read the filter absent.json"),
         (["filter", "eval", "few.csv", "few.csv", "--run", "out"], "few.csv holds no filter"),
@@ -112,6 +113,7 @@ def test_mistakes_end_with_status_2_and_write_nothing(words: list[str], says: st
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert not (place / "new.json").exists()
+    assert (place / "few.csv").read_text().startswith("clip_id,lecture")
 
 
 def test_every_verb_and_option_has_help() -> None:
