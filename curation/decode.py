@@ -116,6 +116,8 @@ class Decoder:
             )
             with contextlib.closing(work), _one_thread():
                 work.run()
+            if span != Range() and not video.seekable:  # where the others begin and end, nobody knows
+                raise VideoError("its timestamps had to be mended, so it cannot be decoded in ranges")
             facts = {name: getattr(video, name) for name in ("width", "height", "codec", "has_audio")}
             facts["seekable"] = video.seekable
             facts["declared_s"] = video.declared_duration_s()

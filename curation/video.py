@@ -16,7 +16,7 @@ from typing import Any
 
 import av
 from av.error import FFmpegError
-from av.video.frame import VideoFrame
+from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from curation.endings import cut_off
@@ -30,6 +30,7 @@ _WIDEST_PIXEL = 16  # a pixel aspect ratio beyond this, or its inverse, is a dam
 # What timestamps are believed. Nobody looks at one frame for ten minutes, and no file plays 2000 frames a second.
 _MOST_STEP_S, _LEAST_STEP_S = 600.0, 0.0005
 _MOST_BACK_S = 1.0  # smaller disorder is mended in passing
+_TINY_S = 0.001  # after the frame before, where a timestamp repeats: those that follow are right
 _MOST_S = 99_000.0  # 27.5 hours; the id of a clip has no room for more
 _MOST_REPEATS, _MOST_REPEATED_BYTES = 10, 16 << 20  # data that may come out of a file again and again
 
@@ -66,8 +67,7 @@ class Video:
         self._scalers: dict[Any, VideoReformatter] = {}
         self._origin: int | None = None  # the timestamp of the first frame, in ticks
         self._tick = Fraction(0)  # seconds
-        self._left_out_s = 0.0  # jumps in the timestamps that were not believed
-        self._num_jumps = self._num_back = 0
+        self._trust_timestamps()
         self._open()
         self.codec = str(self._stream.codec_context.codec.canonical_name)
         self.has_audio = bool(self._container.streams.audio)
@@ -109,8 +109,7 @@ class Video:
     @property
     def seekable(self) -> bool:
         """Whether frames have the same times after a seek, as far as the container's kind and what was read tell."""
-        mended = self._num_jumps or self._num_back
-        return self._may_seek and not mended and is_seekable(self._container)
+        return self._may_seek and not self._num_mended and is_seekable(self._container)
 
     def declared_duration_s(self) -> float | None:
         """How long the file says its video is, or None. A claim: compare, never trust."""
@@ -136,7 +135,7 @@ class Video:
         if start_s > 0 and self._seek(start_s):
             first = True
             for frame in self._decode():
-                if first and frame.t_s > start_s:  # the index of the file lies
+                if first and (frame.t_s > start_s or not _is_whole(frame.raw)):  # the index of the file lies
                     self.__exit__(None, None, None)
                     self._open()
                     break
@@ -164,19 +163,15 @@ class Video:
 
     def _decode(self) -> Iterator[Frame]:
         """Decode onward from the current position."""
-        self.num_frames, last_s, step_s = 0, None, 1.0 / self._nominal_fps()
-        damaged = self._num_jumps = self._num_back = 0
-        self._left_out_s = 0.0
+        self.num_frames, last_s, step_s, damaged = 0, None, 1.0 / self._nominal_fps(), 0
+        self._trust_timestamps()
         try:
             for raw in self._raw_frames():
                 if self.num_frames == 0:
                     self._look(raw)
                 damaged += bool(raw.is_corrupt)
                 t_s = self._time(raw.pts, last_s, step_s)
-                if t_s is None or (last_s is not None and t_s <= last_s + _LEAST_STEP_S):
-                    self._num_back += t_s is not None and last_s is not None and t_s < last_s - _MOST_BACK_S
-                    t_s = 0.0 if last_s is None else last_s + step_s
-                elif last_s is not None:
+                if last_s is not None and not self._is_behind:
                     step_s = t_s - last_s
                 if t_s > _MOST_S:
                     self.losses.append(f"reading stopped at {_MOST_S / 3600:g} hours")
@@ -194,7 +189,7 @@ class Video:
                 jumps = f"{self._num_jumps} jumps of more than {_MOST_STEP_S:g} s"
                 self.losses.append(f"{jumps} in the timestamps left out")
             if self._num_back:
-                self.losses.append(f"timestamps go back; {self._num_back} frames are shown one after the other")
+                self.losses.append(f"timestamps go back, {self._num_back} times; what follows is shown after the rest")
 
     def _raw_frames(self) -> Iterator[VideoFrame]:
         skipped, reason, size = 0, "", 0
@@ -239,21 +234,41 @@ class Video:
         if self._origin is None and raw.pts is not None and raw.time_base:
             self._origin, self._tick = raw.pts, raw.time_base
 
-    def _time(self, pts: int | None, last_s: float | None, step_s: float) -> float | None:
-        """When the frame is shown, by its timestamp. A jump ahead that no film makes counts as one ordinary step."""
+    def _trust_timestamps(self) -> None:
+        self._left_out_s = 0.0  # jumps in the timestamps that were not believed; negative where they went back
+        self._is_behind = False  # whether the last frame's was not after the one before
+        self._num_mended = self._num_jumps = self._num_back = 0
+
+    def _time(self, pts: int | None, last_s: float | None, step_s: float) -> float:
+        """When the frame is shown: by its timestamp, or where that cannot be, soon after the last one.
+
+        A jump ahead that no film makes counts as one ordinary step. Of timestamps that are not after the one before,
+        the first may be alone in that, so the next is believed; when that is behind too, the clock was set back.
+        """
+        ordinary_s = min(step_s, 1.0 / self._nominal_fps())
         if pts is None or self._origin is None:
-            return None
+            self._num_mended += 1
+            return 0.0 if last_s is None else last_s + ordinary_s
         told_s = self._seconds(pts - self._origin)
         if last_s is None:
             return told_s
-        if self._left_out_s and 0 < told_s - last_s <= _MOST_STEP_S:
+        if self._left_out_s and _LEAST_STEP_S < told_s - last_s <= _MOST_STEP_S:
             self._left_out_s = 0.0  # only single frames were out of order
         t_s = told_s - self._left_out_s
-        if t_s <= last_s + _MOST_STEP_S:
+        if last_s + _LEAST_STEP_S < t_s <= last_s + _MOST_STEP_S:
+            self._is_behind = False
             return t_s
-        self._left_out_s = told_s - last_s - step_s
-        self._num_jumps += 1
-        return last_s + step_s
+        self._num_mended += 1
+        if t_s > last_s:
+            self._num_jumps += 1
+            self._left_out_s = told_s - last_s - step_s
+            return last_s + step_s
+        if not self._is_behind:
+            self._is_behind = True
+            self._num_back += t_s < last_s - _MOST_BACK_S
+            return last_s + _TINY_S
+        self._left_out_s = told_s - last_s - ordinary_s
+        return last_s + ordinary_s
 
     def _shown_for(self, ticks: int | None, step_s: float) -> float:
         shown_s = self._seconds(ticks) if ticks else 0.0
@@ -267,6 +282,11 @@ class Video:
     def _nominal_fps(self) -> float:
         rate = self._stream.average_rate or self._stream.guessed_rate
         return float(rate) if rate and 0 < rate <= 1000 else _FALLBACK_FPS
+
+
+def _is_whole(raw: VideoFrame) -> bool:
+    """Whether the picture was decoded without others, as the first one after a seek must be."""
+    return raw.key_frame or raw.pict_type == PictureType.I
 
 
 def _reason(error: BaseException) -> str:

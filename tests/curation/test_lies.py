@@ -158,7 +158,8 @@ def retimed(path: Path, time_base: Fraction, time_of: Callable[[int], int]) -> N
         stream.time_base = time_base
         for i, packet in enumerate(p for p in sound.demux(video=0) if p.size):
             packet.stream, packet.time_base = stream, time_base
-            packet.pts, packet.dts = time_of(i), min(time_of(i), time_of(i + 1) - 1)
+            packet.pts = time_of(i)
+            packet.dts = min(map(time_of, range(i, NUM_FRAMES + 1))) - (NUM_FRAMES - i)  # must rise, whatever pts do
             packet.duration = max(1, time_of(i + 1) - time_of(i))
             out.mux(packet)
 
@@ -227,6 +228,80 @@ def test_one_wild_timestamp_moves_only_its_own_frame(tmp_path: Path) -> None:
     retimed(path, Fraction(1, 1000), lambda i: 40 * i + DAY * (i == 17))
     with Video(path) as video:
         assert [frame.t_s for frame in video.frames()] == pytest.approx([0.04 * i for i in range(NUM_FRAMES)])
+
+
+def repeated(i: int) -> int:
+    return 40 * (i - (i >= 30))
+
+
+def repeated_after_a_pause(i: int) -> int:
+    return repeated(i) + 5000 * (i >= 29)
+
+
+def set_back(i: int) -> int:
+    """Not by much: as where a recording was joined to another."""
+    return 40 * i - 400 * (i >= 30)
+
+
+REPAIRS: dict[Callable[[int], int], Callable[[int], int]] = {
+    repeated: lambda i: repeated(i) + (i == 30),
+    repeated_after_a_pause: lambda i: repeated_after_a_pause(i) + (i == 30),
+    set_back: lambda i: 40 * i - 39 * (i >= 30),
+}
+
+
+@pytest.mark.parametrize("time_of", REPAIRS)
+def test_timestamps_that_do_not_rise_are_mended_and_move_no_others(
+    time_of: Callable[[int], int], tmp_path: Path
+) -> None:
+    path = tmp_path / "mended.mkv"
+    retimed(path, Fraction(1, 1000), time_of)
+    with Video(path) as video:
+        times = [frame.t_s for frame in video.frames()]
+        assert times == pytest.approx([REPAIRS[time_of](i) / 1000 for i in range(NUM_FRAMES)])
+        assert video.losses == []
+        assert not video.seekable
+
+
+def test_a_clip_behind_a_repeated_timestamp_has_its_own_frames(tmp_path: Path) -> None:
+    path = tmp_path / "repeated.mkv"
+    retimed(path, Fraction(1, 1000), lambda i: 40 * (i - (i >= 6)))
+    decoded = decode(path)
+    row = {**decoded.clips.to_pylist()[-1], "seekable": decoded.video["seekable"]}
+    with Video(path) as source:
+        frames = list(source.frames())
+        shown = [frame.grey(32, 18).astype(int) for frame in frames if row["start_s"] <= frame.t_s < row["end_s"]]
+    assert row["start_s"] > frames[6].t_s
+    (tmp_path / "cut.mp4").write_bytes(cut_clip(str(path), row, ShardSettings()).mp4)
+    with Video(tmp_path / "cut.mp4") as cut:
+        pictures = [frame.grey(32, 18) for frame in cut.frames()]
+    assert len(pictures) == len(shown) == row["num_frames"]
+    assert max(np.abs(one - other).mean() for one, other in zip(pictures, shown, strict=True)) < 6
+
+
+def test_a_film_of_mended_timestamps_is_not_put_together_from_ranges(tmp_path: Path) -> None:
+    path = tmp_path / "repeated.mkv"
+    retimed(path, Fraction(1, 1000), repeated)
+    decoder = Decoder(PLAN.decode, PLAN.dense)
+    decoder.setup()
+    row = {"video": path.name, "video_id": "0" * 24}
+    with pytest.raises(VideoError, match="in ranges"):
+        decoder(str(path), row, Range(0.0, 2.0), str(tmp_path / "sheets.arrow"))
+
+
+def test_a_file_that_calls_every_frame_a_keyframe_is_read_from_the_start(tmp_path: Path) -> None:
+    """Frames of MPEG-4 in an MP4 without the table of its keyframes, which FFmpeg reads as: all are."""
+    path = tmp_path / "all_key.mp4"
+    make(path, Kind("all_key.mp4", "mpeg4", options=(("g", "25"), ("bf", "0"))))
+    with Video(path) as video:
+        whole = {frame.t_s: frame.grey(32, 18).tobytes() for frame in video.frames()}
+    data = path.read_bytes()
+    assert data.count(b"stss") == 1
+    path.write_bytes(data.replace(b"stss", b"free"))
+    start_s = sorted(whole)[len(whole) * 2 // 3]
+    with Video(path) as video:
+        sought = {frame.t_s: frame.grey(32, 18).tobytes() for frame in video.frames(start_s)}
+    assert {t: p for t, p in sought.items() if t >= start_s} == {t: p for t, p in whole.items() if t >= start_s}
 
 
 def test_a_still_held_for_minutes_is_believed(tmp_path: Path) -> None:
