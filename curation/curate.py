@@ -117,10 +117,18 @@ class Curate:
         return part
 
     def _with_apart(self, part_id: str, clips: pa.Table) -> pa.Table:
-        """Stored clips in the schema of the plan; what was kept apart and is gone counts as never measured."""
+        """Stored clips in the schema of the plan; what was kept apart and is gone counts as never measured.
+
+        So does what is of another type by now: its stage has changed.
+        """
         schema = self.plan.clip_schema
         clips = self._store.with_apart(part_id, clips, schema)
-        gone = (set(APART) & set(schema.names)) - set(clips.column_names)
+        scores = set(schema.names) - set(CLIPS.names)
+        retyped = {
+            name for name in scores & set(clips.column_names) if clips.field(name).type != schema.field(name).type
+        }
+        clips = clips.drop_columns(sorted(retyped))
+        gone = (set(APART) & set(schema.names)) - set(clips.column_names) | retyped
         if lost := {step.stage.name for step in self.plan.steps if gone & set(step.stage.writes.names)}:
             field, old = CLIPS.field("measured"), clips["measured"].to_pylist()
             measured = [without_marks(marks, lost) for marks in old]
@@ -152,7 +160,9 @@ class Curate:
         done = []
         for row in part.videos.to_pylist():
             clips = _of_video(part.clips, row)
-            if not self._is_decoded(row, clips):
+            if self._is_decoded(row, clips):
+                clips = standing.forget_unmarked(clips, self.plan.dense)
+            else:
                 row, clips = self._decode_again(part, row, clips)
             done.append((row, clips))
         part.videos = pa.Table.from_pylist([row for row, _ in done], schema=VIDEOS)

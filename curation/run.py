@@ -141,10 +141,11 @@ def decode_long_films(
     assert isinstance(settings, Decode)
     ranges = RangeStore(store.root, plan)
     ranges.begin()
+    divided = settings.isolate and not (settings.detector == "none" and settings.max_clip_s is None)  # into clips
     films = [
         row
         for part in parts
-        if settings.isolate and range_parts(part.videos.to_pylist(), settings.grid_s)
+        if divided and range_parts(part.videos.to_pylist(), settings.grid_s)
         for row in link.undecoded(part)
     ]
     todo = range_parts(films, settings.grid_s)
@@ -190,10 +191,11 @@ def make_parts(store: Store, base: str, present: list[dict[str, Any]]) -> tuple[
     """
     parts, others = committed_parts(store, base, present)
     owner = {row["video_id"]: row["video"] for part in parts for row in part.videos.to_pylist()}
-    fresh = []
+    held, fresh = set(owner.values()), []
     for row in present:
         if row["video_id"] is None:
-            others[row["video"]] = row
+            if row["video"] not in held:
+                others[row["video"]] = row
         elif row["video_id"] not in owner:
             owner[row["video_id"]] = row["video"]
             fresh.append({**row, "measured": []})
@@ -214,7 +216,7 @@ def committed_parts(
     Returns:
         The parts, and the rows of earlier videos without a part that are not among the present ones.
     """
-    now = {row["video"]: row["video_id"] for row in present}
+    now = {row["video"]: row["video_id"] for row in present}  # None where it cannot be read, which may pass
     by_content = {row["video_id"]: row["video"] for row in reversed(present)}
     parts, others = [], {}
     for part_id, table in store.parts("videos"):
@@ -222,11 +224,12 @@ def committed_parts(
         if part_id == NOT_DECODED:
             others.update({row["video"]: row for row in rows if row["video"] not in now})
             continue
-        # A path that holds something else by now has lost its old rows.
-        rows = [row for row in rows if now.get(row["video"], row["video_id"]) == row["video_id"]]
         for row in rows:
-            if row["video"] not in now and not os.path.exists(os.path.join(base, row["video"])):
+            there = now[row["video"]] if row["video"] in now else os.path.exists(os.path.join(base, row["video"]))
+            if not there or there not in (True, row["video_id"]):
                 row["video"] = by_content.get(row["video_id"], row["video"])  # moved or renamed
+        # A path that holds something else by now has lost its old rows.
+        rows = [row for row in rows if now.get(row["video"]) in (None, row["video_id"])]
         if rows:
             parts.append(Part(part_id, pa.Table.from_pylist(rows, schema=VIDEOS)))
         else:

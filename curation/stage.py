@@ -231,8 +231,9 @@ def run_stage(
 
     batch = clips.select(list(stage.inputs))
     batch = _with_own(batch, stage.writes, rows) if parts else batch
-    if len(todo) < clips.num_rows:  # taking copies the pictures
-        batch = batch.take(pa.array(todo, pa.int64()))
+    if len(todo) < clips.num_rows:  # which copies the pictures; chunk by chunk, as all of a film's may not fit in one
+        wanted = set(todo)
+        batch = batch.filter(pa.array([i in wanted for i in range(clips.num_rows)]))
     for i, result in zip(todo, _process(stage, batch), strict=True):
         if isinstance(result, Exception):
             measured[i] = without_marks(measured[i], {failed_stage(error[i] or "")})  # of a later stage, which may wait

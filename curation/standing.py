@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -30,11 +31,25 @@ def reset(clip: dict[str, Any], video: str, plan: Plan, *, retry_failed: bool) -
     later = {step.stage.name for step in plan.later}
     status = "failed" if error and failed_stage(error) not in later else "kept"
     row = {**clip, "video": video, "measured": measured, "error": error, "status": status, "reason": None}
-    for step in plan.later:
-        if step.mark not in measured:  # else a killed run may leave old results under the name of new settings
-            known = {name for part, columns in step.parts.items() if part in measured for name in columns}
-            row.update(dict.fromkeys(name for name in step.stage.writes.names if name not in known))
+    _forget(row, plan.later)
     return row
+
+
+def forget_unmarked(clips: pa.Table, steps: Sequence[Step]) -> pa.Table:
+    """Clips without the results of those of these stages whose mark they do not carry: they are of other settings."""
+    if all(step.mark in marks for marks in clips["measured"].to_pylist() for step in steps):
+        return clips
+    rows = clips.to_pylist()
+    for row in rows:
+        _forget(row, steps)
+    return pa.Table.from_pylist(rows, schema=clips.schema)
+
+
+def _forget(row: dict[str, Any], steps: Sequence[Step]) -> None:
+    for step in steps:
+        if step.mark not in row["measured"]:  # else old results are left under the name of new settings
+            known = {name for part, columns in step.parts.items() if part in row["measured"] for name in columns}
+            row.update(dict.fromkeys(name for name in step.stage.writes.names if name not in known))
 
 
 def carry_over(new: pa.Table, old: pa.Table, plan: Plan) -> pa.Table:

@@ -1,12 +1,14 @@
-"""Stages that fail, for tests."""
+"""Stages that fail, or are changed behind the back of a run, for tests."""
 
 from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pyarrow as pa
 
-from curation.stage import Stage
+from curation.frames import Frames
+from curation.stage import Filter, Stage
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -53,3 +55,22 @@ class Picky(Stage):
         if max(durations) > self.longest_s:
             raise ValueError("too long for me")
         return pa.table({"pick": pa.array(durations, pa.float32())})
+
+
+@dataclasses.dataclass(kw_only=True)
+class Bright(Filter):
+    """Measures in the decode pass, in a type of one's choice."""
+
+    name = "bright"
+    frames = Frames(fps=2, long_side_px=32)
+
+    gain: float = 1.0
+    whole: bool = False
+
+    @property
+    def writes(self) -> pa.Schema:  # type: ignore[override]
+        return pa.schema([("brightness", pa.int32() if self.whole else pa.float32())])
+
+    def score(self, frames: np.ndarray, times: np.ndarray) -> float:
+        level = self.gain * float(np.mean(frames))
+        return round(level) if self.whole else level

@@ -238,6 +238,29 @@ def test_files_that_cannot_be_read_are_failed_rows(footage: Path, tmp_path: Path
     assert "the file is empty" in errors["empty.mp4"]
 
 
+def test_two_videos_that_swap_names_keep_what_is_known_of_them(folder: Path, tmp_path: Path) -> None:
+    (folder / "cuts_vp9.webm").rename(folder / "other.mp4")
+    go(folder, tmp_path / "out", shards=False)
+    for old, new in (("other.mp4", "away"), ("still.mp4", "other.mp4"), ("away", "still.mp4")):
+        (folder / old).rename(folder / new)
+    again = go(folder, tmp_path / "out", shards=False)
+    assert "videos_decoded" not in again.metrics
+    go(folder, tmp_path / "fresh", shards=False)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_a_video_that_cannot_be_read_for_now_keeps_what_is_known_of_it(folder: Path, tmp_path: Path) -> None:
+    go(folder, tmp_path / "out", shards=False)
+    before = contents(tmp_path / "out")
+    away = (folder / "still.mp4").rename(tmp_path / "away.mp4")
+    (folder / "still.mp4").symlink_to(tmp_path / "nowhere")  # as on a disk that is not mounted
+    assert go(folder, tmp_path / "out", shards=False).videos["in"] == 4
+    assert contents(tmp_path / "out") == before
+    (folder / "still.mp4").unlink()
+    away.rename(folder / "still.mp4")
+    assert "videos_decoded" not in go(folder, tmp_path / "out", shards=False).metrics
+
+
 @pytest.mark.slow
 def test_a_moved_folder_is_recognised(folder: Path, tmp_path: Path) -> None:
     go(folder, tmp_path / "out")
@@ -279,6 +302,31 @@ def test_a_stage_that_comes_back_is_measured_again(folder: Path, tmp_path: Path)
     go(folder, tmp_path / "out", stages=[{"decode": {"isolate": False}}, "quality"], keep={})
     go(folder, tmp_path / "out")
     assert contents(tmp_path / "out") == fresh(folder, tmp_path)
+
+
+BRIGHT = "tests.curation.broken_filters:Bright"
+
+
+def bright(**settings: Any) -> list[object]:
+    return [{"decode": {"isolate": False}}, "quality", {BRIGHT: settings}]
+
+
+def test_a_score_whose_type_has_changed_is_measured_again(folder: Path, tmp_path: Path) -> None:
+    go(folder, tmp_path / "out", shards=False, stages=bright(), keep={})
+    go(folder, tmp_path / "out", shards=False, stages=bright(whole=True), keep={})
+    assert all(row["brightness"] > 0 for row in contents(tmp_path / "out")["clips"])
+    go(folder, tmp_path / "fresh", shards=False, stages=bright(whole=True), keep={})
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_no_score_of_old_settings_stays_with_a_clip_that_is_rejected_by_now(folder: Path, tmp_path: Path) -> None:
+    dark = {"exposure": {"max": 0.0}}
+    go(folder, tmp_path / "out", shards=False, stages=bright(), keep={})
+    go(folder, tmp_path / "out", shards=False, stages=bright(), keep=dark)
+    assert all(row["brightness"] > 0 for row in contents(tmp_path / "out")["clips"])  # still what it was
+    go(folder, tmp_path / "out", shards=False, stages=bright(gain=2.0), keep=dark)
+    go(folder, tmp_path / "fresh", shards=False, stages=bright(gain=2.0), keep=dark)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
 FUSSY = "tests.curation.broken_filters:Fussy"
