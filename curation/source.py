@@ -16,7 +16,8 @@ _FORMATS = (
 )
 MOST_PIXELS = str(16384 * 8192)  # of a frame: four times 8K. FFmpeg refuses more before it allocates anything
 _OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, "max_pixels": MOST_PIXELS}
-_SEEKABLE = {"mov", "matroska"}
+# Of the others, program streams (mpeg) and MXF were seen to give other frames after a seek.
+_SEEKABLE = {"avi", "flv", "matroska", "mov", "mpegts"}
 
 
 def open_source(path: str | os.PathLike[str]) -> InputContainer:

@@ -30,6 +30,7 @@ _WIDEST_PIXEL = 16  # a pixel aspect ratio beyond this, or its inverse, is a dam
 # What timestamps are believed. Nobody looks at one frame for ten minutes, and no file plays 2000 frames a second.
 _MOST_STEP_S, _LEAST_STEP_S = 600.0, 0.0005
 _MOST_BACK_S = 1.0  # smaller disorder is mended in passing
+_LEADS_S = (0.0, 2.0, 10.0)  # where there is no index, or a wrong one, seeking ends too late, or within a group
 _TINY_S = 0.001  # after the frame before, where a timestamp repeats: those that follow are right
 _MOST_S = 99_000.0  # 27.5 hours; the id of a clip has no room for more
 _MOST_REPEATS, _MOST_REPEATED_BYTES = 10, 16 << 20  # data that may come out of a file again and again
@@ -132,24 +133,25 @@ class Video:
         Raises:
             VideoError: not one frame could be decoded.
         """
-        if start_s > 0 and self._seek(start_s):
-            first = True
-            for frame in self._decode():
-                if first and (frame.t_s > start_s or not _is_whole(frame.raw)):  # the index of the file lies
-                    self.__exit__(None, None, None)
-                    self._open()
+        if start_s > 0 and self.seekable:
+            for lead_s in _LEADS_S:
+                if not self._seek(max(0.0, start_s - lead_s)):
                     break
-                first = False
-                yield frame
-            else:
-                return
+                first = True
+                for frame in self._decode(sought=True):
+                    if first and frame.t_s > start_s:
+                        break
+                    first = False
+                    yield frame
+                if not first:
+                    return
+            self._container.close()
+            self._open()
         yield from self._decode()
         if self.num_frames == 0:
             raise VideoError("no frame could be decoded" + (f" ({self.losses[0]})" if self.losses else ""))
 
     def _seek(self, start_s: float) -> bool:
-        if not self.seekable:
-            return False
         if self._origin is None:
             next(self._decode(), None)
         if self._origin is None or self._stream.time_base is None:
@@ -161,12 +163,12 @@ class Video:
             return False
         return True
 
-    def _decode(self) -> Iterator[Frame]:
-        """Decode onward from the current position."""
+    def _decode(self, *, sought: bool = False) -> Iterator[Frame]:
+        """Decode onward from the current position; from the first whole picture on, if that was ``sought``."""
         self.num_frames, last_s, step_s, damaged = 0, None, 1.0 / self._nominal_fps(), 0
         self._trust_timestamps()
         try:
-            for raw in self._raw_frames():
+            for raw in self._raw_frames(sought=sought):
                 if self.num_frames == 0:
                     self._look(raw)
                 damaged += bool(raw.is_corrupt)
@@ -191,7 +193,7 @@ class Video:
             if self._num_back:
                 self.losses.append(f"timestamps go back, {self._num_back} times; what follows is shown after the rest")
 
-    def _raw_frames(self) -> Iterator[VideoFrame]:
+    def _raw_frames(self, *, sought: bool) -> Iterator[VideoFrame]:
         skipped, reason, size = 0, "", 0
         most = _MOST_REPEATS * os.path.getsize(self.path) + _MOST_REPEATED_BYTES
         packets = self._container.demux(self._stream)
@@ -211,9 +213,13 @@ class Video:
                 try:
                     frames = packet.decode()
                 except FFmpegError as error:
-                    skipped, reason = skipped + 1, _reason(error)
+                    if not sought:
+                        skipped, reason = skipped + 1, _reason(error)
                     continue
-                yield from frames
+                for raw in frames:
+                    sought = sought and not _is_whole(raw)
+                    if not sought:
+                        yield raw
         finally:
             if skipped:
                 self.losses.append(f"{skipped} undecodable packets ({reason})")

@@ -18,12 +18,13 @@ from curation.errors import CutroomError, VideoError
 from curation.isolate import alive
 from curation.picture import Frame
 from curation.plan import ShardSettings
-from curation.source import is_seekable, moving_pictures, open_source
+from curation.source import moving_pictures, open_source
 from curation.video import Video
 from shards.audio import soundtrack
 from shards.mux import Movie
 from shards.picture import Span, displayed_size, output_size
 
+_CONTAINERS = {"matroska", "mov"}  # others hold packets in other forms, or do not tell where
 _CODECS = {"h264", "hevc", "vp9", "av1"}  # what MP4 holds and loaders read
 _SAME_TIME_S = 1e-4
 
@@ -65,8 +66,8 @@ def remux_clip(
     clip = _look(source, row, settings, threads)
     with contextlib.ExitStack() as open_files:
         container = open_files.enter_context(open_source(source))
-        if not is_seekable(container):
-            raise CannotCopyError(f"packets of {container.format.long_name} cannot be found by their time")
+        if not _CONTAINERS & set(container.format.name.split(",")):
+            raise CannotCopyError(f"packets of {container.format.long_name} are not copied into MP4")
         stream = moving_pictures(container)
         assert stream is not None  # _look read it
         packets = _find(container, stream, clip)

@@ -11,6 +11,7 @@ import pytest
 
 from curation.errors import VideoError
 from curation.video import Video
+from tests.mutants import FAST, KINDS, Kind, make
 from tests.shards.films import combing, greys, interlaced
 
 
@@ -69,6 +70,24 @@ def test_a_frame_has_the_same_time_and_pixels_after_a_seek(real_videos: Path, na
         sought = {frame.t_s: frame.picture(32, 18).tobytes() for frame in video.frames(start_s)}
     assert min(sought) <= start_s
     assert {t: p for t, p in sought.items() if t >= start_s} == {t: p for t, p in whole.items() if t >= start_s}
+
+
+@pytest.mark.parametrize("name", ["h264.mkv", "h264.ts", "mpeg2.ts", "mpeg4.avi", "mjpeg.avi", "h264.flv"])
+def test_seeking_reads_from_a_keyframe_near_and_gives_the_same_frames(name: str, tmp_path: Path) -> None:
+    kind = {known.name: known for known in KINDS}.get(name) or Kind(name, "libx264", options=FAST)
+    make(tmp_path / name, kind)
+    with Video(tmp_path / name) as video:
+        whole = {frame.t_s: frame.picture(32, 18).tobytes() for frame in video.frames()}
+        assert video.seekable
+    firsts = []
+    for start_s in sorted(whole)[14::5]:
+        with Video(tmp_path / name) as video:
+            sought = {frame.t_s: frame.picture(32, 18).tobytes() for frame in video.frames(start_s)}
+            assert video.losses == []
+        firsts.append(min(sought))
+        assert firsts[-1] <= start_s
+        assert sought == {t_s: picture for t_s, picture in whole.items() if t_s >= min(sought)}
+    assert max(firsts) > 0, "all read from the start"
 
 
 @pytest.mark.parametrize(
