@@ -15,9 +15,11 @@ from types import TracebackType
 from typing import Any
 
 import av
+from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 
 from curation.endings import cut_off
 from curation.errors import VideoError, one_line
@@ -197,31 +199,7 @@ class Video:
                 self.losses.append(f"timestamps go back; {self._num_back} frames are shown one after the other")
 
     def _raw_frames(self) -> Iterator[VideoFrame]:
-        skipped, reason, size = 0, "", 0
-        most = _MOST_REPEATS * os.path.getsize(self.path) + _MOST_REPEATED_BYTES
-        packets = self._container.demux(self._stream)
-        try:
-            while True:
-                try:
-                    packet = next(packets)
-                except StopIteration:
-                    break
-                except (FFmpegError, ValueError) as error:
-                    self.losses.append(f"reading stopped: {_reason(error)}")
-                    break
-                size += packet.size
-                if size > most:  # an edit list that repeats itself, or a file that grows as fast as it is read
-                    self.losses.append(f"reading stopped: more than {most} bytes came out of it")
-                    break
-                try:
-                    frames = packet.decode()
-                except FFmpegError as error:
-                    skipped, reason = skipped + 1, _reason(error)
-                    continue
-                yield from frames
-        finally:
-            if skipped:
-                self.losses.append(f"{skipped} undecodable packets ({reason})")
+        return raw_frames(self._container, self._stream, os.path.getsize(self.path), self.losses)
 
     def _look(self, raw: VideoFrame) -> None:
         """Learn geometry and origin from the film's first frame, which knows them better than the header."""
@@ -267,6 +245,40 @@ class Video:
     def _nominal_fps(self) -> float:
         rate = self._stream.average_rate or self._stream.guessed_rate
         return float(rate) if rate and 0 < rate <= 1000 else _FALLBACK_FPS
+
+
+def raw_frames(
+    container: InputContainer, stream: VideoStream, num_bytes: int, losses: list[str]
+) -> Iterator[VideoFrame]:
+    """Decode onward from the current position of a file of ``num_bytes``.
+
+    Damaged packets are skipped; what could not be read is added to ``losses``.
+    """
+    skipped, reason, size = 0, "", 0
+    most = _MOST_REPEATS * num_bytes + _MOST_REPEATED_BYTES
+    packets = container.demux(stream)
+    try:
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                break
+            except (FFmpegError, ValueError) as error:
+                losses.append(f"reading stopped: {_reason(error)}")
+                break
+            size += packet.size
+            if size > most:  # an edit list that repeats itself, or a file that grows as fast as it is read
+                losses.append(f"reading stopped: more than {most} bytes came out of it")
+                break
+            try:
+                frames = packet.decode()
+            except FFmpegError as error:
+                skipped, reason = skipped + 1, _reason(error)
+                continue
+            yield from frames
+    finally:
+        if skipped:
+            losses.append(f"{skipped} undecodable packets ({reason})")
 
 
 def _reason(error: BaseException) -> str:

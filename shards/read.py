@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from curation.errors import UsageError, nearest, one_line
 from curation.files import aside
 from shards.bytes import Bytes, beside, file_name, filesystem, hidden, is_http, is_remote
-from shards.probe import Probing
+from shards.probe import Probing, read_header
 from shards.scan import COLUMNS, ROW, Fault, Scan, scan
 
 __all__ = ["Catalogue", "Fault", "Shard", "find_shards", "read_catalogue"]
@@ -172,7 +172,7 @@ def _scan(shard: Shard, folder: Path | None, columns: list[str]) -> tuple[Scan, 
         where = folder / f"{hashlib.blake2b(version.encode(), digest_size=16).hexdigest()}.parquet"
     if where is not None and (kept := _from_cache(where, columns)) is not None:
         return kept
-    with Probing() as probe:
+    with Probing(read_header) as probe:
         found = scan(shard.url, stat.size, shard.num_samples, probe)
     if where is not None and not any(fault.reason == "bad_video" and "crash" in fault.why for fault in found.faults):
         _to_cache(where, found)
