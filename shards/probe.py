@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from curation.errors import VideoError
+from curation.errors import VideoError, one_line
 from curation.isolate import Isolated, alive
 from shards.bytes import Bytes, RangeFile
 from shards.container import open_video
@@ -35,7 +35,7 @@ class Probing(Generic[T]):
     """A child process that looks at videos, which starts when the first is asked for and ends with the ``with`` block.
 
     Args:
-        look: what it does with each; ``read_header`` or ``count_frames``.
+        look: what it does with each; ``facts_of`` or ``count_frames``.
     """
 
     def __init__(self, look: Callable[[RangeFile], T]) -> None:
@@ -79,6 +79,23 @@ def count_frames(file: RangeFile) -> int:
     if count == 0:
         raise VideoError("no frame could be decoded" + (f" ({losses[0]})" if losses else ""))
     return count
+
+
+def facts_of(file: RangeFile) -> Facts | str:
+    """What a video is, or why its header does not tell.
+
+    Raises:
+        OSError: the header cannot be read, which says nothing of the video.
+        MemoryError: it takes too much memory.
+    """
+    from av.error import FFmpegError
+
+    try:
+        return read_header(file)
+    except Exception as error:  # of a stranger's file
+        if isinstance(error, OSError | MemoryError) and not isinstance(error, FFmpegError):
+            raise
+        return one_line(error)
 
 
 def read_header(file: RangeFile) -> Facts:
