@@ -29,10 +29,12 @@ from shards.encode import VERSION, Cut, Cutter
 T = TypeVar("T")
 
 STAGE = "shards"  # named in the error of a clip that could not be delivered
+# What a clip's row is given of its video's row: column -> the name that it has there.
+FROM_VIDEO = {"seekable": "seekable", "source_frames": "num_frames"}
 # What says how a row came about, or is bulky. Without `measured`, a stage that is set otherwise and measures the same
 # changes no byte of a sample.
 _NOT_IN_JSON = frozenset(
-    {"status", "reason", "error", "measured", "frame_captions", "seekable", "video_hash", *SHARDED.names}
+    {"status", "reason", "error", "measured", "frame_captions", "video_hash", *FROM_VIDEO, *SHARDED.names}
 )
 _DECIDES_NOTHING = frozenset({"max_samples", "stall_s"})  # about the bytes of a clip
 _MEMORY_BYTES = 6 << 30  # decoder and encoder of one clip; slow presets look far ahead
@@ -106,6 +108,8 @@ class WriteShard:
         """The clip, or the error that it failed with."""
         source = os.path.join(self.base, row["video"])
         try:
+            if self.settings.video == "copy":
+                _refuse_a_part(row)
             if (found := self._from_earlier(row)) is not None:
                 return found
             if self.settings.video == "copy":
@@ -192,6 +196,15 @@ def in_order(
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+def _refuse_a_part(row: dict[str, Any]) -> None:
+    """A copied file would show more than the clip."""
+    if row["source_frames"] is not None and row["source_frames"] != row["num_frames"]:
+        raise VideoError(
+            f"the clip is {row['num_frames']} of the {row['source_frames']} frames of its file, which `video: copy` "
+            "would pack whole; use `video: remux` or `encode`"
+        )
 
 
 def _whole_file(source: str) -> bytes:

@@ -173,6 +173,25 @@ def test_clips_whose_bars_changed_are_encoded_anew(films: Path, tmp_path: Path) 
     assert verify(Store(tmp_path / "out")) == []
 
 
+def test_a_part_of_a_file_is_never_packed_as_the_whole(tmp_path: Path) -> None:
+    """A folder of before such a pipeline was refused."""
+    (tmp_path / "in").mkdir()
+    for name, count in (("long", 60), ("short", 20)):
+        Film(count=count).write(tmp_path / "in" / f"{name}.mp4")
+    config = tmp_path / "mine.yaml"
+    config.write_text(MINE.replace("SHARDS", "{}").replace("STAGES", ""))
+    run("mine", [str(tmp_path / "in")], tmp_path / "out", config=str(config), engine="local", shards=False)
+    state = json.loads((tmp_path / "out" / "run.json").read_text())
+    state["shards"]["video"] = "copy"
+    (tmp_path / "out" / "run.json").write_text(json.dumps(state))
+    shard_directory(tmp_path / "out", engine="local")
+    rows = Store(tmp_path / "out").clips().to_pylist()
+    why = "shards: VideoError: the clip is 20 of the 60 frames of its file, which `video: copy` would pack whole"
+    assert [Path(row["video"]).stem for row in rows if row["status"] == "kept"] == ["short"]
+    assert [row["error"].startswith(why) for row in rows if row["error"]] == [True] * 3
+    assert [about["num_frames"] for _, about in samples(tmp_path / "out").values()] == [20]
+
+
 @pytest.mark.slow
 def test_sharding_again_in_place_keeps_everything(films: Path, tmp_path: Path) -> None:
     go(films, "{fps: 12, codec: vp9}", tmp_path / "out")
