@@ -77,6 +77,12 @@ def load_plan(pipeline: str, file: str | os.PathLike[str] | None = None) -> Plan
     if wrong := misfit(spec.shards):
         setting, why = wrong
         raise document.error((pipeline, "shards", setting), f"{setting}: {why}")
+    if spec.shards.video == "copy" and not _keeps_whole(stages[0]):
+        raise document.error(
+            (pipeline, "shards", "video"),
+            f"video: copy packs whole files, and {pipeline!r} cuts clips out of them; use `video: remux`, or leave it "
+            "out to encode; or set `decode: {detector: none, max_clip_s: null}`, which cuts nothing",
+        )
     return _plan(document, pipeline, spec, stages)
 
 
@@ -169,6 +175,12 @@ def _check_reads(document: Document, path: tuple[Hashable, ...], stage: Stage) -
         raise document.error(path, f"stage {stage.name!r} runs while decoding and cannot read {late} yet")
     if isinstance(stage, TableStage) and (other := [c for c in stage.reads if c in ("video_path", "frames")]):
         raise document.error(path, f"stage {stage.name!r} runs on all clips at once and cannot read {other}")
+
+
+def _keeps_whole(decode: Stage) -> bool:
+    """Whether every clip is all of its video; the grid divides nothing that may be of any length."""
+    told = decode.settings()
+    return told.get("detector") == "none" and told.get("max_clip_s") is None
 
 
 def _plan(document: Document, pipeline: str, spec: Spec, stages: list[Stage]) -> Plan:

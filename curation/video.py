@@ -15,9 +15,11 @@ from types import TracebackType
 from typing import Any
 
 import av
+from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 
 from curation.endings import cut_off
 from curation.errors import VideoError, one_line
@@ -194,35 +196,8 @@ class Video:
                 self.losses.append(f"timestamps go back, {self._num_back} times; what follows is shown after the rest")
 
     def _raw_frames(self, *, sought: bool) -> Iterator[VideoFrame]:
-        skipped, reason, size = 0, "", 0
-        most = _MOST_REPEATS * os.path.getsize(self.path) + _MOST_REPEATED_BYTES
-        packets = self._container.demux(self._stream)
-        try:
-            while True:
-                try:
-                    packet = next(packets)
-                except StopIteration:
-                    break
-                except (FFmpegError, ValueError) as error:
-                    self.losses.append(f"reading stopped: {_reason(error)}")
-                    break
-                size += packet.size
-                if size > most:  # an edit list that repeats itself, or a file that grows as fast as it is read
-                    self.losses.append(f"reading stopped: more than {most} bytes came out of it")
-                    break
-                try:
-                    frames = packet.decode()
-                except FFmpegError as error:
-                    if not sought:
-                        skipped, reason = skipped + 1, _reason(error)
-                    continue
-                for raw in frames:
-                    sought = sought and not _is_whole(raw)
-                    if not sought:
-                        yield raw
-        finally:
-            if skipped:
-                self.losses.append(f"{skipped} undecodable packets ({reason})")
+        size = os.path.getsize(self.path)
+        return raw_frames(self._container, self._stream, size, self.losses, sought=sought)
 
     def _look(self, raw: VideoFrame) -> None:
         """Learn geometry and origin from the film's first frame, which knows them better than the header."""
@@ -288,6 +263,44 @@ class Video:
     def _nominal_fps(self) -> float:
         rate = self._stream.average_rate or self._stream.guessed_rate
         return float(rate) if rate and 0 < rate <= 1000 else _FALLBACK_FPS
+
+
+def raw_frames(
+    container: InputContainer, stream: VideoStream, num_bytes: int, losses: list[str], *, sought: bool = False
+) -> Iterator[VideoFrame]:
+    """Decode onward from the current position of a file of ``num_bytes``.
+
+    If that was ``sought``, all before the first whole picture is left out. Damaged packets are skipped; what could not be read is added to ``losses``.
+    """
+    skipped, reason, size = 0, "", 0
+    most = _MOST_REPEATS * num_bytes + _MOST_REPEATED_BYTES
+    packets = container.demux(stream)
+    try:
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                break
+            except (FFmpegError, ValueError) as error:
+                losses.append(f"reading stopped: {_reason(error)}")
+                break
+            size += packet.size
+            if size > most:  # an edit list that repeats itself, or a file that grows as fast as it is read
+                losses.append(f"reading stopped: more than {most} bytes came out of it")
+                break
+            try:
+                frames = packet.decode()
+            except FFmpegError as error:
+                if not sought:
+                    skipped, reason = skipped + 1, _reason(error)
+                continue
+            for raw in frames:
+                sought = sought and not _is_whole(raw)
+                if not sought:
+                    yield raw
+    finally:
+        if skipped:
+            losses.append(f"{skipped} undecodable packets ({reason})")
 
 
 def _is_whole(raw: VideoFrame) -> bool:

@@ -9,6 +9,7 @@ import json
 import os
 import queue
 import tarfile
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ import pyarrow as pa
 
 from curation.errors import CutroomError, VideoError, one_line
 from curation.files import aside, flush
-from curation.fingerprint import hash_file
+from curation.fingerprint import fingerprint, hash_file
 from curation.isolate import Isolated
 from curation.plan import ShardSettings
 from curation.stage import Needs
@@ -29,10 +30,17 @@ from shards.encode import VERSION, Cut, Cutter
 T = TypeVar("T")
 
 STAGE = "shards"  # named in the error of a clip that could not be delivered
+# What a clip's row is given of its video's row: column -> the name that it has there.
+FROM_VIDEO = {
+    "seekable": "seekable",
+    "source_frames": "num_frames",
+    "source_bytes": "bytes",
+    "source_mtime_ns": "mtime_ns",
+}
 # What says how a row came about, or is bulky. Without `measured`, a stage that is set otherwise and measures the same
 # changes no byte of a sample.
 _NOT_IN_JSON = frozenset(
-    {"status", "reason", "error", "measured", "frame_captions", "seekable", "video_hash", *SHARDED.names}
+    {"status", "reason", "error", "measured", "frame_captions", "video_hash", *FROM_VIDEO, *SHARDED.names}
 )
 _DECIDES_NOTHING = frozenset({"max_samples", "stall_s"})  # about the bytes of a clip
 _MEMORY_BYTES = 6 << 30  # decoder and encoder of one clip; slow presets look far ahead
@@ -56,6 +64,8 @@ class WriteShard:
 
     def setup(self) -> None:
         self._sound: dict[str, bool] = {}  # earlier shards, whether they still are what their index says
+        self._changed: dict[str, bool] = {}  # the sources of one shard, whether they are others than were decoded
+        self._looking = threading.Lock()
         self._cutters = Cutters(self.settings, self.threads)
 
     def __call__(self, part: Part) -> Part:
@@ -75,6 +85,7 @@ class WriteShard:
     def _write(self, path: Path, rows: list[dict[str, Any]], part: Part) -> list[str | None]:
         import webdataset
 
+        self._changed.clear()
         errors: list[str | None] = []
         with aside(path) as place:
             with (
@@ -106,8 +117,12 @@ class WriteShard:
         """The clip, or the error that it failed with."""
         source = os.path.join(self.base, row["video"])
         try:
+            if self.settings.video == "copy":
+                _refuse_a_part(row)
             if (found := self._from_earlier(row)) is not None:
                 return found
+            if self._has_changed(source, row):
+                raise VideoError("the file has changed since it was decoded; run `cutroom run` again")
             if self.settings.video == "copy":
                 return Cut(_whole_file(source), "copied", {name: row[name] for name in _FACTS})
             return self._cutters(source, row)
@@ -117,6 +132,13 @@ class WriteShard:
             return f"{STAGE}: {one_line(error)}"
         except Exception as error:  # whatever one source does, it costs only its clip
             return f"{STAGE}: {one_line(error)}"
+
+    def _has_changed(self, source: str, row: dict[str, Any]) -> bool:
+        """Whether a file is another one than was decoded, and the caption not of what it shows."""
+        with self._looking:  # the clips of a file come together, and it is read for one of them only
+            if source not in self._changed:
+                self._changed[source] = _is_another(source, row)
+            return self._changed[source]
 
     def _is_sound(self, path: Path) -> bool:
         """Whether a shard of the earlier set is there and undamaged; a damaged clip must not get a fresh checksum."""
@@ -192,6 +214,26 @@ def in_order(
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+def _is_another(source: str, row: dict[str, Any]) -> bool:
+    """Whether a file's content is not that of its row; one that was copied may only have another time."""
+    size, mtime_ns = row["source_bytes"], row["source_mtime_ns"]
+    if size is None or mtime_ns is None or not os.path.exists(source):  # whoever opens it says that it is gone
+        return False
+    found = os.stat(source)
+    if found.st_size != size:
+        return True
+    return found.st_mtime_ns != mtime_ns and fingerprint(source) != row["video_id"]
+
+
+def _refuse_a_part(row: dict[str, Any]) -> None:
+    """A copied file would show more than the clip."""
+    if row["source_frames"] is not None and row["source_frames"] != row["num_frames"]:
+        raise VideoError(
+            f"the clip is {row['num_frames']} of the {row['source_frames']} frames of its file, which `video: copy` "
+            "would pack whole; use `video: remux` or `encode`"
+        )
 
 
 def _whole_file(source: str) -> bytes:

@@ -1,35 +1,47 @@
-"""The header of a stranger's video inside a shard: how many frames, how large, how fast. Runs in a child process."""
+"""Looking at a stranger's video inside a shard: its header, or how many frames it shows. Runs in a child process."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from curation.errors import VideoError
-from curation.isolate import Isolated
+from curation.errors import VideoError, one_line
+from curation.isolate import Isolated, alive
 from shards.bytes import Bytes, RangeFile
 from shards.container import open_video
 from shards.scan import Facts
 
-_STALL_S = 60.0
+T = TypeVar("T")
+
+_STALL_S, _MEMORY_BYTES = 60.0, 6 << 30  # the decoder of one clip
 
 
 @dataclasses.dataclass
-class Prober:
+class Prober(Generic[T]):
     """What the child does."""
+
+    look: Callable[[RangeFile], T]
 
     def setup(self) -> None:
         self._bytes = Bytes()
 
-    def __call__(self, url: str, offset: int, size: int) -> Facts:
-        return read_header(RangeFile(self._bytes, url, offset, size))
+    def __call__(self, url: str, offset: int, size: int) -> T:
+        return self.look(RangeFile(self._bytes, url, offset, size))
 
 
-class Probing:
-    """A child process for headers, which starts when the first is asked for and ends with the ``with`` block."""
+class Probing(Generic[T]):
+    """A child process that looks at videos, which starts when the first is asked for and ends with the ``with`` block.
 
-    def __enter__(self) -> Callable[[str, int, int], Facts]:
+    Args:
+        look: what it does with each; ``facts_of`` or ``count_frames``.
+    """
+
+    def __init__(self, look: Callable[[RangeFile], T]) -> None:
+        self._look = look
+
+    def __enter__(self) -> Callable[[str, int, int], T]:
         self._child: Isolated | None = None
         return self._probe
 
@@ -37,13 +49,53 @@ class Probing:
         if self._child is not None:
             self._child.close()
 
-    def _probe(self, url: str, offset: int, size: int) -> Facts:
+    def _probe(self, url: str, offset: int, size: int) -> T:
         if self._child is None:
-            child = Isolated(Prober(), stall_s=_STALL_S)
+            child = Isolated(Prober(self._look), stall_s=_STALL_S, memory_bytes=_MEMORY_BYTES)
             child.start()
             self._child = child
-        facts: Facts = self._child.call(url, offset, size)
-        return facts
+        found: T = self._child.call(url, offset, size)
+        return found
+
+
+def count_frames(file: RangeFile) -> int:
+    """How many frames a video shows, counted as decoding counts them: damaged packets are skipped.
+
+    Raises:
+        VideoError: it shows none.
+    """
+    from curation.source import moving_pictures
+    from curation.video import raw_frames
+
+    num_bytes, losses, count = file.seek(0, os.SEEK_END), list[str](), 0
+    file.seek(0)
+    with open_video(file) as container:
+        stream = moving_pictures(container)
+        if stream is None:
+            raise VideoError("has no video stream")
+        for _ in raw_frames(container, stream, num_bytes, losses):
+            alive()
+            count += 1
+    if count == 0:
+        raise VideoError("no frame could be decoded" + (f" ({losses[0]})" if losses else ""))
+    return count
+
+
+def facts_of(file: RangeFile) -> Facts | str:
+    """What a video is, or why its header does not tell.
+
+    Raises:
+        OSError: the header cannot be read, which says nothing of the video.
+        MemoryError: it takes too much memory.
+    """
+    from av.error import FFmpegError
+
+    try:
+        return read_header(file)
+    except Exception as error:  # of a stranger's file
+        if isinstance(error, OSError | MemoryError) and not isinstance(error, FFmpegError):
+            raise
+        return one_line(error)
 
 
 def read_header(file: RangeFile) -> Facts:

@@ -24,12 +24,12 @@ import pyarrow.parquet as pq
 from curation.errors import UsageError, nearest, one_line
 from curation.files import aside
 from shards.bytes import Bytes, beside, file_name, filesystem, hidden, is_http, is_remote
-from shards.probe import Probing
+from shards.probe import Probing, facts_of
 from shards.scan import COLUMNS, ROW, Fault, Scan, scan
 
 __all__ = ["Catalogue", "Fault", "Shard", "find_shards", "read_catalogue"]
 
-_VERSION = 1  # raise it when a scan would find something else in the same shard
+_VERSION = 2  # raise it when a scan would find something else in the same shard
 _INDEX = "index.json"
 _FAULTS = b"cutroom.faults"
 _REMOTE_SCANS = 8  # shards whose headers are read at a time: the time goes into waiting
@@ -124,7 +124,8 @@ def read_catalogue(
 
     Args:
         source: as for ``find_shards``.
-        cache: a folder for what was found, one Parquet file a shard, named by address, size and version.
+        cache: a folder for what was found, one Parquet file a shard, named by address, size and version. A shard that
+            could not be read to its end, or with a video that a decoder crashed on, is looked at again the next time.
         columns: of the clips' rows; a column that no shard has is an error.
         optional: more of them, which are left out where no shard has them.
 
@@ -172,9 +173,9 @@ def _scan(shard: Shard, folder: Path | None, columns: list[str]) -> tuple[Scan, 
         where = folder / f"{hashlib.blake2b(version.encode(), digest_size=16).hexdigest()}.parquet"
     if where is not None and (kept := _from_cache(where, columns)) is not None:
         return kept
-    with Probing() as probe:
+    with Probing(facts_of) as probe:
         found = scan(shard.url, stat.size, shard.num_samples, probe)
-    if where is not None and not any(fault.reason == "bad_video" and "crash" in fault.why for fault in found.faults):
+    if where is not None and found.lasting:
         _to_cache(where, found)
     names = [name for name in found.table.column_names if name.startswith(ROW)]
     wanted = [*COLUMNS.names, *(ROW + name for name in columns if ROW + name in names)]

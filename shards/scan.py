@@ -16,13 +16,14 @@ from typing import Any, NamedTuple, cast
 import pyarrow as pa
 
 from curation.errors import one_line
-from shards.bytes import Bytes, RangeFile, file_name, is_remote
+from shards.bytes import Bytes, RangeFile, file_name
 
 VIDEO_SUFFIXES = ("mp4", "webm", "mkv", "mov", "m4v", "avi")
 _CAPTION_SUFFIXES = ("txt", "caption")
 _MOST_JSON_BYTES = 4 << 20  # a row of scores and texts has no more
 _MOST_WORD = 64  # longer texts are no columns that rules ask for
 _BLOCK = 512  # of tar
+_BROKEN_OFF = ("damaged_tar", "unreadable_tar")  # faults that hide what follows
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # webdataset's: the key ends at the first dot of the last part
 ROW = "row."  # columns of the clips' rows are told from the catalogue's own by this
 
@@ -53,6 +54,7 @@ class Fault(NamedTuple):
     name: str  # 000012.tar, or 000012.tar:key
     why: str
     num_samples: int = 1  # samples that it costs; 0 for one that is only noted
+    passing: bool = False  # not of the shard but of reading it now; another scan may not find it
 
 
 class Scan(NamedTuple):
@@ -60,6 +62,11 @@ class Scan(NamedTuple):
 
     table: pa.Table  # COLUMNS, and row.* columns
     faults: list[Fault]
+
+    @property
+    def lasting(self) -> bool:
+        """Whether another scan of the same shard would find the same."""
+        return not any(fault.passing for fault in self.faults)
 
 
 class Facts(NamedTuple):
@@ -72,7 +79,8 @@ class Facts(NamedTuple):
     codec: str
 
 
-Probe = Callable[[str, int, int], Facts]  # url, offset, bytes -> facts; raises where the header cannot be read
+# url, offset, bytes -> facts, or why the header does not tell them; raises where it could not be looked at.
+Probe = Callable[[str, int, int], Facts | str]
 
 
 def scan(url: str, size: int, expected: int | None, probe: Probe) -> Scan:
@@ -87,7 +95,7 @@ def scan(url: str, size: int, expected: int | None, probe: Probe) -> Scan:
     reader, shard = Bytes(), file_name(url)
     try:
         members, faults = _members(reader, url, size)
-        if faults and (cut_off := _cut_off(members)) is not None and _is_damaged(faults):
+        if (cut_off := _cut_off(members)) is not None and any(fault.reason in _BROKEN_OFF for fault in faults):
             del members[cut_off]
         rows = []
         for key, parts in members.items():
@@ -97,7 +105,7 @@ def scan(url: str, size: int, expected: int | None, probe: Probe) -> Scan:
     finally:
         reader.close()
     if expected is not None and (lost := expected - len(members)) > 0:
-        damage = next((i for i, fault in enumerate(faults) if fault.reason == "damaged_tar"), None)
+        damage = next((i for i, fault in enumerate(faults) if fault.reason in _BROKEN_OFF), None)
         if damage is None:
             faults.append(Fault("damaged_tar", shard, f"{lost} samples fewer than its index says", lost))
         else:
@@ -105,8 +113,9 @@ def scan(url: str, size: int, expected: int | None, probe: Probe) -> Scan:
     return Scan(_table(rows), faults)
 
 
-def _is_damaged(faults: list[Fault]) -> bool:
-    return any(fault.reason == "damaged_tar" for fault in faults)
+def _unread(reason: str, name: str, error: BaseException) -> Fault:
+    """What could not be looked at now, whatever it is worth."""
+    return Fault(reason, name, f"reading failed: {one_line(error)}", passing=True)
 
 
 def _cut_off(members: dict[str, dict[str, tuple[int, int]]]) -> str | None:
@@ -120,21 +129,23 @@ def _cut_off(members: dict[str, dict[str, tuple[int, int]]]) -> str | None:
 def _members(reader: Bytes, url: str, size: int) -> tuple[dict[str, dict[str, tuple[int, int]]], list[Fault]]:
     """Key -> suffix -> (offset, bytes), in the order of the shard."""
     shard, found, faults = file_name(url), dict[str, dict[str, tuple[int, int]]](), list[Fault]()
-    with RangeFile(reader, url, 0, size) if is_remote(url) else open(url, "rb") as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                while (member := tar.next()) is not None:
-                    cast(Any, tar).members = []  # else every header of the shard stays in memory
-                    _add(member, size, shard, found, faults)
-                # tarfile takes a damaged header for the end.
-                file.seek(tar.offset)
-                end = file.read(_BLOCK)
-                if end.strip(b"\0"):
-                    faults.append(Fault("damaged_tar", shard, f"damaged at byte {tar.offset}"))
-                elif len(end) < _BLOCK:  # whether something is lost only an index can tell
-                    faults.append(Fault("damaged_tar", shard, "is cut off: it lacks the mark at the end", 0))
-        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-            faults.append(Fault("damaged_tar", shard, one_line(error)))
+    file = RangeFile(reader, url, 0, size)  # of a local file too: it seeks anywhere, so an OSError is one of reading
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                cast(Any, tar).members = []  # else every header of the shard stays in memory
+                _add(member, size, shard, found, faults)
+            # tarfile takes a damaged header for the end.
+            file.seek(tar.offset)
+            end = file.read(_BLOCK)
+            if end.strip(b"\0"):
+                faults.append(Fault("damaged_tar", shard, f"damaged at byte {tar.offset}"))
+            elif len(end) < _BLOCK:  # whether something is lost only an index can tell
+                faults.append(Fault("damaged_tar", shard, "is cut off: it lacks the mark at the end", 0))
+    except OSError as error:
+        faults.append(_unread("unreadable_tar", shard, error))
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        faults.append(Fault("damaged_tar", shard, one_line(error)))
     return found, faults
 
 
@@ -170,16 +181,22 @@ def _sample(
     if "json" in parts:
         try:
             about = _json(reader, url, *parts["json"])
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            faults.append(_unread("unreadable", name, error))
+            return None
+        except ValueError as error:
             faults.append(Fault("bad_json", name, one_line(error)))
             return None
-    facts = _facts(about)
+    facts: Facts | str | None = _facts(about)
     if facts is None:
         try:
             facts = probe(url, *video)
         except Exception as error:  # whatever a stranger's file does, it costs one sample
-            faults.append(Fault("bad_video", name, one_line(error)))
+            faults.append(_unread("unreadable" if isinstance(error, OSError) else "crashed", name, error))
             return None
+    if isinstance(facts, str):
+        faults.append(Fault("bad_video", name, facts))
+        return None
     text = next((parts[suffix] for suffix in _CAPTION_SUFFIXES if suffix in parts), None)
     own, told = about.get("encoding"), about.get("caption")
     return {

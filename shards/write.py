@@ -18,8 +18,8 @@ import pyarrow as pa
 from curation.files import LEFTOVERS
 from curation.fingerprint import hash_file
 from curation.plan import ShardSettings
-from curation.table import Part, Store, caption_of
-from shards.pack import STAGE, WriteShard, sample_json
+from curation.table import VIDEOS, Part, Store, caption_of
+from shards.pack import FROM_VIDEO, STAGE, WriteShard, sample_json
 
 __all__ = ["INDEX", "STAGE", "ShardSet", "read_index"]
 
@@ -49,9 +49,11 @@ class ShardSet:
         tables = []
         for part_id, table in self.store.parts("clips"):
             videos = self.store.read("videos", part_id)
-            seekable = dict(zip(videos["video_id"].to_pylist(), videos["seekable"].to_pylist(), strict=True))
-            known = [seekable.get(video_id) for video_id in table["video_id"].to_pylist()]
-            table = table.append_column("seekable", pa.array(known, pa.bool_()))
+            video_ids = table["video_id"].to_pylist()
+            for name, column in FROM_VIDEO.items():
+                known = dict(zip(videos["video_id"].to_pylist(), videos[column].to_pylist(), strict=True))
+                found = pa.array([known.get(video_id) for video_id in video_ids], VIDEOS.field(column).type)
+                table = table.append_column(name, found)
             status, error = table["status"].to_pylist(), table["error"].to_pylist()
             wanted = [
                 s == "kept" or (e is not None and e.startswith(f"{STAGE}:")) for s, e in zip(status, error, strict=True)

@@ -37,6 +37,7 @@ HEAD = "p:\n  stages:\n    - decode\n"
         ("{fps: '24'}", 12, "a valid number"),
         ("{audio: yes}", 12, "'drop' or 'keep'"),
         ("{video: cut}", 12, "'encode', 'remux' or 'copy'"),
+        ("{video: copy}", 12, "packs whole files, and 'p' cuts clips out of them; use `video: remux`"),
     ],
 )
 def test_a_setting_that_does_not_fit_is_said_with_its_place(
@@ -48,6 +49,25 @@ def test_a_setting_that_does_not_fit_is_said_with_its_place(
         load_plan("p", file)
     assert str(caught.value).startswith(f"{file}:4:{column}: ")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("decode", "whole"),
+    [
+        ("{detector: none, max_clip_s: null}", True),
+        ("{detector: none, max_clip_s: null, grid_s: 3}", True),
+        ("{detector: none}", False),
+        ("{max_clip_s: null}", False),
+    ],
+)
+def test_files_are_copied_only_where_decoding_cuts_nothing(decode: str, whole: bool, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"p:\n  stages:\n    - decode: {decode}\n  shards: {{video: copy}}\n")
+    if whole:
+        assert load_plan("p", file).shards.video == "copy"
+    else:
+        with pytest.raises(ConfigError, match="video: copy packs whole files"):
+            load_plan("p", file)
 
 
 def test_a_codec_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

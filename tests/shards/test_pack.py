@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 
 import shards.pack
+from curation.fingerprint import fingerprint
 from curation.frames import Frames
 from curation.reshard import shard_directory
 from curation.run import run
@@ -67,10 +68,10 @@ class Bars(Filter):
         return {"letterbox": {"left": 0.0, "top": self.top, "right": 0.0, "bottom": 0.0}}
 
 
-def go(folder: Path, shards_: str, output: Path, *more: str) -> Any:
+def go(folder: Path, shards_: str, output: Path, *more: str, shards: bool = True) -> Any:
     config = folder.parent / "mine.yaml"
     config.write_text(MINE.replace("SHARDS", shards_).replace("STAGES", "".join(f", {{{stage}}}" for stage in more)))
-    return run("mine", [str(folder)], output, config=str(config), engine="local")
+    return run("mine", [str(folder)], output, config=str(config), engine="local", shards=shards)
 
 
 def samples(output: Path) -> dict[str, tuple[bytes, dict[str, Any]]]:
@@ -171,6 +172,75 @@ def test_clips_whose_bars_changed_are_encoded_anew(films: Path, tmp_path: Path) 
     assert heights(0.25) == {48}
     assert heights(0.5) == {32}
     assert verify(Store(tmp_path / "out")) == []
+
+
+def test_a_part_of_a_file_is_never_packed_as_the_whole(tmp_path: Path) -> None:
+    """A folder of before such a pipeline was refused."""
+    (tmp_path / "in").mkdir()
+    for name, count in (("long", 60), ("short", 20)):
+        Film(count=count).write(tmp_path / "in" / f"{name}.mp4")
+    go(tmp_path / "in", "{}", tmp_path / "out", shards=False)
+    state = json.loads((tmp_path / "out" / "run.json").read_text())
+    state["shards"]["video"] = "copy"
+    (tmp_path / "out" / "run.json").write_text(json.dumps(state))
+    shard_directory(tmp_path / "out", engine="local")
+    rows = Store(tmp_path / "out").clips().to_pylist()
+    why = "shards: VideoError: the clip is 20 of the 60 frames of its file, which `video: copy` would pack whole"
+    assert [Path(row["video"]).stem for row in rows if row["status"] == "kept"] == ["short"]
+    assert [row["error"].startswith(why) for row in rows if row["error"]] == [True] * 3
+    assert [about["num_frames"] for _, about in samples(tmp_path / "out").values()] == [20]
+
+
+def replace_it(path: Path) -> None:
+    Film(count=61).write(path)
+
+
+def replace_it_by_one_of_its_size(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"VideoHandler", b"VideoHandled"))
+    os.utime(path, ns=(1, 1))
+
+
+def bring_it_back(path: Path) -> None:
+    """As copied from elsewhere: the same content, at another time."""
+    os.utime(path, ns=(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "num_read", "delivered"),
+    [(replace_it, 0, False), (replace_it_by_one_of_its_size, 1, False), (bring_it_back, 1, True)],
+)
+def test_clips_of_a_file_that_has_changed_are_not_cut_under_the_old_captions(
+    change: Any, num_read: int, delivered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    source = Film(count=60).write(tmp_path / "in" / "film.mp4")
+    go(tmp_path / "in", "{}", tmp_path / "out", shards=False)
+    read: list[str] = []
+    monkeypatch.setattr(shards.pack, "fingerprint", lambda path: read.append(path) or fingerprint(path))
+    change(source)
+    shard_directory(tmp_path / "out", engine="local")
+    errors = set(Store(tmp_path / "out").clips()["error"].to_pylist())
+    why = "shards: VideoError: the file has changed since it was decoded; run `cutroom run` again"
+    assert errors == ({None} if delivered else {why})
+    assert len(read) == num_read  # of three clips
+    if not delivered:
+        go(tmp_path / "in", "{}", tmp_path / "out")
+    assert len(samples(tmp_path / "out")) == 3
+    assert verify(Store(tmp_path / "out")) == []
+
+
+def test_a_table_that_does_not_say_what_its_files_were_is_packed(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    source = Film(count=20).write(tmp_path / "in" / "film.mp4")
+    go(tmp_path / "in", "{}", tmp_path / "out", shards=False)
+    store = Store(tmp_path / "out")
+    for part_id, table in store.parts("videos"):
+        rows = [{**row, "bytes": None, "mtime_ns": None, "num_frames": None} for row in table.to_pylist()]
+        store.write("videos", part_id, pa.Table.from_pylist(rows, schema=table.schema))
+    os.utime(source, ns=(1, 1))
+    shard_directory(tmp_path / "out", engine="local")
+    assert len(samples(tmp_path / "out")) == 1
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from curation.errors import UsageError
+from curation.errors import UsageError, VideoError
 from shards.bytes import Bytes, RangeFile, beside, hidden
 from shards.read import expand, find_shards, read_catalogue
 from tests.training.data.made import clip, read_tar, row, sample, write_tar
@@ -248,6 +248,94 @@ def test_remote_shards_need_no_download(
     asked.clear()
     assert read_catalogue(url, cache=tmp_path / "cache").table.equals(local.table)
     assert [span for name, span in asked if name.endswith(".tar")] == ["bytes=0-0"] * 3
+
+
+@pytest.mark.parametrize(
+    ("failing", "indexed", "reason", "left"),
+    [
+        ("header", True, "unreadable_tar", 2),
+        ("header", False, "unreadable_tar", 2),
+        ("json", True, "unreadable", 3),
+        ("video", False, "unreadable", 3),
+    ],
+)
+def test_a_store_that_fails_for_a_moment_costs_no_sample_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, indexed: bool, reason: str, left: int
+) -> None:
+    parts = {"mp4": clip() + bytes(1 << 18), "txt": b"t", "json": row()}
+    if failing == "video":
+        del parts["json"]
+    write_tar(tmp_path / "0.tar", [(f"s{i}", parts) for i in range(4)])
+    whole = read_catalogue(tmp_path)
+    if indexed:
+        (tmp_path / "index.json").write_text(json.dumps({"shardlist": [{"url": "0.tar", "nsamples": 4}]}))
+    part = {"header": "json", "json": "json", "video": "video"}[failing]
+    place = whole.table[f"{part}_offset"][2].as_py() - (512 if failing == "header" else 0)
+    read, away = Bytes.read, [True]
+
+    def once(self: Bytes, url: str, offset: int, size: int) -> bytes:
+        if away[0] and offset == place:
+            raise OSError("the network is away")
+        return read(self, url, offset, size)
+
+    monkeypatch.setattr(Bytes, "read", once)
+    if failing == "video":
+        monkeypatch.setattr("shards.probe.Isolated", Here)
+    first = read_catalogue(tmp_path, cache=tmp_path / "cache")
+    assert [(fault.reason, fault.why) for fault in first.faults] == [
+        (reason, "reading failed: OSError: the network is away")
+    ]
+    assert len(first) == left
+    assert first.faults[0].num_samples == (2 if failing == "header" and indexed else 1)
+    away[0] = False
+    second = read_catalogue(tmp_path, cache=tmp_path / "cache")
+    assert (second.faults, second.table["key"].to_pylist()) == ((), ["s0", "s1", "s2", "s3"])
+    away[0] = True  # what was found whole is kept
+    assert read_catalogue(tmp_path, cache=tmp_path / "cache").table.equals(second.table)
+
+
+class Here:
+    """Stands for a child process, and works in this one."""
+
+    def __init__(self, worker: Any, **_: Any) -> None:
+        self.worker = worker
+
+    def start(self) -> None:
+        self.worker.setup()
+
+    def call(self, *args: Any) -> Any:
+        return self.worker(*args)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_video_that_a_decoder_crashed_on_is_looked_at_again_and_a_bad_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Crashing(Here):
+        def call(self, *args: Any) -> Any:
+            raise VideoError("the decoder made no progress for 60 s and was stopped")
+
+    for name, content in (("sound", clip()), ("bad", b"no video")):
+        write_tar(tmp_path / name / "0.tar", [sample(0), ("stranger", {"mp4": content})])
+        monkeypatch.setattr("shards.probe.Isolated", Crashing if name == "sound" else Here)
+        first = read_catalogue(tmp_path / name, cache=tmp_path / "cache")
+        assert [fault.reason for fault in first.faults] == ["crashed" if name == "sound" else "bad_video"]
+        monkeypatch.setattr("shards.probe.Isolated", Here if name == "sound" else Crashing)
+        assert len(read_catalogue(tmp_path / name, cache=tmp_path / "cache")) == (2 if name == "sound" else 1)
+
+
+def test_a_tar_that_lies_about_sizes_is_a_damaged_one(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "0.tar", [sample(0), sample(1)])
+    data, at = bytearray(path.read_bytes()), path.read_bytes().index(b"clip-0001.mp4")
+    data[at + 124 : at + 136] = b"\x80" + b"\x7f" * 11  # base 256: farther than any file goes
+    data[at + 148 : at + 156] = b" " * 8
+    data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + 512])
+    path.write_bytes(data)
+    catalogue = read_catalogue(tmp_path)
+    assert catalogue.table["key"].to_pylist() == ["clip-0000"]
+    assert {fault.reason for fault in catalogue.faults} >= {"damaged_tar"}
 
 
 def test_remote_shards_are_trained_on(folder: Path, server: tuple[str, list[tuple[str, str]]]) -> None:

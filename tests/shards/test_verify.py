@@ -9,11 +9,15 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import av
+import numpy as np
 import pyarrow as pa
 import pytest
 
+from curation.reshard import shard_directory
 from curation.table import Store
 from shards.verify import verify
+from tests.shards.films import Film
 
 
 @pytest.fixture
@@ -126,10 +130,86 @@ def test_harm_is_found(output: Path, harm: Callable[[Path], None], message: str)
     assert any(message in problem for problem in verify(Store(output)))
 
 
+def lose_a_packet(path: Path) -> None:
+    """Damage the eighth packet of a film, so that no decoder takes it."""
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][7]
+    data = bytearray(path.read_bytes())
+    data[packet.pos : packet.pos + 4] = b"\xff" * 4  # the length of what follows
+    path.write_bytes(data)
+
+
+def say_it_in_latin_1(path: Path) -> None:
+    data = path.read_bytes()
+    assert data.count(b"VideoHandler") == 1
+    path.write_bytes(data.replace(b"VideoHandler", b"VideoHandl\xe9r"))
+
+
+def put_a_cover_before_the_film(path: Path) -> None:
+    """MP4 lists its streams in the order of its boxes."""
+    plain = path.rename(path.with_suffix(".plain"))
+    with av.open(str(plain)) as source, av.open(str(path), "w") as out:
+        film = source.streams.video[0]
+        stream, cover = out.add_stream_from_template(film, opaque=True), out.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 64, 64, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        for packet in (packet for packet in source.demux(film) if packet.size):
+            packet.stream = stream
+            out.mux(packet)
+        out.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8))))
+    plain.unlink()
+    data = path.read_bytes()
+    film_box, about = data.index(b"trak") - 4, data.rindex(b"udta") - 4
+    path.write_bytes(data[:film_box] + data[about:] + data[film_box:about])
+
+
+@pytest.mark.parametrize(
+    ("prepare", "num_frames"), [(lose_a_packet, 23), (say_it_in_latin_1, 24), (put_a_cover_before_the_film, 24)]
+)
+def test_strangers_files_that_were_packed_as_they_are_are_counted_as_they_were_decoded(
+    tmp_path: Path, prepare: Callable[[Path], None], num_frames: int
+) -> None:
+    (tmp_path / "in" / "videos").mkdir(parents=True)
+    prepare(Film(count=24).write(tmp_path / "in" / "videos" / "film.mp4"))
+    shard_directory(tmp_path / "in", tmp_path / "out", engine="local")
+    store = Store(tmp_path / "out")
+    assert store.clips()["num_frames"].to_pylist() == [num_frames]
+    assert verify(store) == []
+
+
+def test_nothing_that_a_shard_holds_ends_the_verification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in" / "videos").mkdir(parents=True)
+    for i, name in enumerate(("caption", "json", "list", "none", "good")):
+        Film(count=10 + i).write(tmp_path / "in" / "videos" / f"{name}.mp4")
+    shard_directory(tmp_path / "in", tmp_path / "out", engine="local")
+    keys = {Path(row["video"]).stem: row["clip_id"] for row in Store(tmp_path / "out").clips().to_pylist()}
+    monkeypatch.chdir(tmp_path / "in" / "videos")  # where FFmpeg would find what the playlist names
+    wrong = {
+        f"{keys['caption']}.txt": b"\xff",
+        f"{keys['json']}.json": b"[" * 100_000,
+        f"{keys['list']}.mp4": b"ffconcat version 1.0\nfile list.mp4\n",
+        f"{keys['none']}.mp4": b"",
+    }
+    shard = tmp_path / "out" / "shards" / "000000.tar"
+    rewrite(shard, lambda name, data: wrong.get(name, data))
+    with tarfile.open(shard, "a") as tar:
+        for name, kind in (("link.mp4", tarfile.SYMTYPE), (b"\xff.mp4".decode(errors="surrogateescape"), b"0")):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "nowhere"
+            tar.addfile(member)
+    problems = "\n".join(verify(Store(tmp_path / "out")))
+    assert problems.isascii()
+    assert f"the caption of {keys['caption']} is not the table's" in problems
+    assert f"{keys['json']}.mp4 has no readable description beside it" in problems
+    assert f"{keys['list']}.mp4 cannot be decoded" in problems
+    assert f"{keys['none']}.mp4 cannot be decoded" in problems
+    assert "link.mp4 is not a file" in problems
+    assert r"sample \udcff is no clip of the table" in problems
+    assert keys["good"] not in problems
+
+
 @pytest.mark.slow
 def test_a_shard_that_shrank_is_written_again(output: Path, footage: Path) -> None:
-    from curation.reshard import shard_directory
-
     index = (output / "shards" / "index.json").read_text()
     remove_a_shard(output)
     shard_directory(output, engine="local")
