@@ -270,7 +270,8 @@ def raw_frames(
 ) -> Iterator[VideoFrame]:
     """Decode onward from the current position of a file of ``num_bytes``.
 
-    If that was ``sought``, all before the first whole picture is left out. Damaged packets are skipped; what could not be read is added to ``losses``.
+    If that was ``sought``, all before the first whole picture is left out. Damaged packets are skipped; what could not
+    be read is added to ``losses``.
     """
     skipped, reason, size = 0, "", 0
     most = _MOST_REPEATS * num_bytes + _MOST_REPEATED_BYTES
