@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,9 +24,11 @@ from training.transformer.embeddings import embed
 from training.transformer.model import Transformer
 from training.transformer.models import Sources, trained
 from training.transformer.preflight import look_ahead
+from training.transformer.prepare import find_models
 from training.transformer.requests import Request, prepare
 from training.transformer.run import load, train_transformer
 from training.transformer.sampling import Sampling
+from training.transformer.words import write_words
 
 _LEARNED = "data.buckets=[{frames: 9, height: 64, width: 96}]"  # what learned positions are made for
 
@@ -149,6 +152,70 @@ def test_buckets_of_other_positions_than_were_learned_are_refused(shards: Path, 
         look_ahead(load(config))
 
 
+def _pipeline(folder: Path, kind: str = "5b", **vae: object) -> Path:
+    """Models as published ones lie, with a text encoder, and changes to the VAE's config."""
+    write_words(write_models(folder, kind) / "words", ["film 1 of a field"], width=12)
+    for part in ("text_encoder", "tokenizer"):
+        (folder / "words" / part).rename(folder / part)
+    file = folder / "vae" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | vae))
+    return folder
+
+
+_OF_THE_PIPELINE = ["vae={start: null, scaling: config}", "text.start=null", "diffusion=null"]
+
+
+def test_vae_and_text_encoder_are_those_of_the_pipeline_that_training_starts_from(config: Path, tmp_path: Path) -> None:
+    start = _pipeline(tmp_path / "published", scaling_factor=0.7, invert_scale_latents=True)
+    for place in (start, start / "transformer"):
+        changes = [f"model.start={place}", *_OF_THE_PIPELINE[:2]]
+        (stage,) = load(config, changes=changes)
+        found = find_models(stage.config)
+        assert found.vae == start / "vae"
+        assert (found.vae_config.scaling_factor, found.vae_config.invert_scale_latents) == (0.7, True)
+        assert found.text == (start / "text_encoder", start / "tokenizer")
+    train_transformer(
+        config, tmp_path / "out", changes=[f"model.start={start}", *_OF_THE_PIPELINE, "training.steps=1"], say=quiet
+    )
+    written = json.loads((tmp_path / "out" / "weights" / "vae" / "config.json").read_text())
+    assert (written["scaling_factor"], written["invert_scale_latents"]) == (0.7, True)
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"scaling_factor": 0.7}, r"has scaling_factor 1\.15258426, and model\.start .* has learned with 0\.7"),
+        ({"invert_scale_latents": True}, r"has invert_scale_latents False, and model\.start .* has learned with True"),
+    ],
+)
+def test_a_vae_that_scales_latents_otherwise_than_was_learned_is_refused(
+    own: dict[str, object], said: str, config: Path, start: Path, tmp_path: Path
+) -> None:
+    published = _pipeline(tmp_path / "published", **own)
+    for place in (published, published / "transformer"):
+        with pytest.raises(UsageError, match=said):
+            look_ahead(load(config, changes=[f"model.start={place}", "vae.scaling=config"]))
+        look_ahead(load(config, changes=[f"model.start={place}", "vae.scaling=measure"]))
+        look_ahead(load(config, changes=[f"model.start={place}", "vae.scaling=config", f"vae.start={published}"]))
+
+
+def test_how_first_frames_are_scaled_is_not_measured(config: Path, start: Path, tmp_path: Path) -> None:
+    published = _pipeline(tmp_path / "published", "5b_i2v", invert_scale_latents=True)
+    with pytest.raises(UsageError, match="has invert_scale_latents False"):
+        look_ahead(load(config, changes=[f"model.start={published}", "vae.scaling=measure", _LEARNED]))
+
+
+def test_a_vae_and_a_text_encoder_that_nothing_names_are_to_be_named(config: Path, start: Path, tmp_path: Path) -> None:
+    shutil.copytree(start / "transformer", tmp_path / "alone")
+    for changes, said in (
+        ([f"model.start={tmp_path / 'alone'}", "vae.start=null"], r"set vae\.start to the one that belongs to it"),
+        ([f"model.start={start}", "text.start=null"], r"model\.start .* brings no text_encoder: set text\.start"),
+        (["model={size: debug, start: null}", "vae.start=null"], r"model\.size debug brings no vae: set vae\.start"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            look_ahead(load(config, changes=changes))
+
+
 def test_additions_in_stages_are_refused(config: Path) -> None:
     config.write_text(config.read_text() + "stages: [{name: low}, {name: high}]\n")
     with pytest.raises(UsageError, match=r"model\.lora with stages"):
@@ -269,6 +336,6 @@ def test_preflight_says_tokens_packs_and_steps(config: Path) -> None:
     assert report.unit == "packs"
 
 
-@pytest.mark.parametrize("name", ["transformer", "transformer-debug"])
+@pytest.mark.parametrize("name", ["transformer", "transformer-debug", "transformer-finetune"])
 def test_recipes_are_valid(name: str) -> None:
     assert load(find_recipe(Path(name)))

@@ -53,8 +53,8 @@ class TransformerTraining:
     data: DataSettings
     training: Training
     model: ModelSettings
-    vae: VAESettings
-    text: TextSettings
+    vae: VAESettings = dataclasses.field(default_factory=VAESettings)
+    text: TextSettings = dataclasses.field(default_factory=TextSettings)
     packing: PackingSettings | None = None
     diffusion: Diffusion | None = None
     conditions: ConditionSettings = dataclasses.field(default_factory=ConditionSettings)
