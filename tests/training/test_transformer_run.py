@@ -222,6 +222,16 @@ def test_additions_in_stages_are_refused(config: Path) -> None:
         load(config, changes=["model.lora={rank: 2}"])
 
 
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [("model: {start: elsewhere}", "another model"), ("vae: {start: elsewhere}", r"another vae\.start")],
+)
+def test_a_later_stage_with_another_model_or_vae_is_refused(own: str, said: str, config: Path) -> None:
+    config.write_text(f"{config.read_text()}stages: [{{name: low}}, {{name: high, {own}}}]\n")
+    with pytest.raises(UsageError, match=f"stage high has {said} than the first one"):
+        load(config)
+
+
 def test_preflight_counts_the_processes_that_torchrun_started(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["train", "transformer", str(config), "--preflight", "--json", "--set", "packing=null"]
     steps = []

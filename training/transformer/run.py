@@ -101,6 +101,13 @@ def load(file: Path, *, changes: Sequence[str] = ()) -> list[TrainingStage[Trans
         )
     if (first.size is None) == (first.start is None):
         raise UsageError(f"{file}: model: either `size` (such as debug or 2b) or `start` (weights) is meant")
+    for stage in stages[1:]:
+        own = {"model": stage.config.model == first, "vae.start": stage.config.vae.start == stages[0].config.vae.start}
+        if others := [setting for setting, same in own.items() if not same]:
+            raise UsageError(
+                f"{file}: stage {stage.name} has another {others[0]} than the first one: a stage goes on with the "
+                "transformer and the VAE of the one before; leave it out, or give the stage a file of its own"
+            )
     return stages
 
 
