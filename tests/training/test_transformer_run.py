@@ -20,6 +20,7 @@ from curation.torchvision import mend
 from tests.training.test_sample import first_video, their_frames
 from tests.training.transformer_made import equal, quiet, weights, write_config, write_models, write_shards
 from training.recipes import find_recipe
+from training.transformer.convert import convert
 from training.transformer.embeddings import embed
 from training.transformer.model import Transformer
 from training.transformer.models import Sources, trained
@@ -216,6 +217,53 @@ def test_a_vae_and_a_text_encoder_that_nothing_names_are_to_be_named(config: Pat
             look_ahead(load(config, changes=changes))
 
 
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "said"),
+    [
+        (f"transformer/{_WEIGHTS}", None, "transformer has no weights"),
+        (f"transformer/{_WEIGHTS}", _POINTER, "git lfs pull"),
+        (f"transformer/{_WEIGHTS}", b"\x08", "is damaged .* copy it again"),
+        ("transformer/config.json", {"num_layers": 3}, r"lack transformer_blocks\.2"),
+        ("transformer/config.json", {"text_embed_dim": 13}, "in another shape patch_embed"),
+        (f"vae/{_WEIGHTS}", None, "vae has no weights"),
+        ("text_encoder/model.safetensors", None, r"text_encoder has no weights: expected .* model\.safetensors"),
+    ],
+)
+def test_weights_that_are_not_whole_are_said_before_anything_is_encoded(
+    file: str, damage: bytes | dict[str, int] | None, said: str, config: Path, tmp_path: Path
+) -> None:
+    damaged = _pipeline(tmp_path / "published") / file
+    if damage is None:
+        damaged.unlink()
+    elif isinstance(damage, bytes):
+        damaged.write_bytes(damage)
+    else:
+        damaged.write_text(json.dumps(json.loads(damaged.read_text()) | damage))
+    with pytest.raises(UsageError, match=said):
+        look_ahead(load(config, changes=[f"model.start={tmp_path / 'published'}", *_OF_THE_PIPELINE]))
+
+
+def test_a_checkpoint_of_sat_is_to_be_converted_first(config: Path, start: Path, tmp_path: Path) -> None:
+    convert(start, tmp_path / "sat", to="sat")
+    with pytest.raises(UsageError, match=r"convert it first, by cutroom convert .*sat FOLDER --to diffusers"):
+        look_ahead(load(config, changes=[f"model.start={tmp_path / 'sat'}"]))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("name", ["flex", "varlen"])
+def test_attention_that_learns_on_a_gpu_only_is_refused_before_anything_is_encoded(
+    name: str, config: Path, tmp_path: Path
+) -> None:
+    changes = [f"packing.attention={name}", "training.precision=bf16"]
+    with pytest.raises(UsageError, match=f"packing.attention {name} learns on a GPU only"):
+        train_transformer(config, tmp_path / "out", changes=changes, say=quiet)
+    assert not (tmp_path / "out").exists()
+
+
 def test_additions_in_stages_are_refused(config: Path) -> None:
     config.write_text(config.read_text() + "stages: [{name: low}, {name: high}]\n")
     with pytest.raises(UsageError, match=r"model\.lora with stages"):
@@ -306,6 +354,7 @@ def test_additions_alone_are_trained_and_diffusers_loads_them(config: Path, star
         ("conditions.frames={first: 0.7, last: 0.7}", "add up to 1.4"),
         ("model.size=debug", "either `size`"),
         ("text.start=/nowhere", "text.start"),
+        ("text.tokens=0", "text.tokens"),
         ("packing.attention=fast", "no attention"),
         ("data.shuffle=false", "always shuffled"),
         ("packing={tokens: 60, attention: varlen}", "computes in bf16 only"),

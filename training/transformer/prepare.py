@@ -27,6 +27,7 @@ from training.transformer.encode import LatentEncoder, Say, encode_latents, enco
 from training.transformer.extend import check_positions
 from training.transformer.lora import add_lora
 from training.transformer.model import Transformer
+from training.transformer.models import find_sat
 from training.transformer.pipeline import Parts
 from training.transformer.plan import Plan
 from training.transformer.samples import Sample, name, readable, views
@@ -87,6 +88,11 @@ def find_models(config: TransformerTraining, *, before: Path | None = None) -> M
     if before is None and config.model.start is not None:
         text_parts = () if config.text.start else ("text_encoder", "tokenizer")
         start = fetch(config.model.start, "transformer", "scheduler", "vae", *text_parts)
+        if find_sat(start) is not None:
+            raise UsageError(
+                f"model.start {start} is a checkpoint of SAT: convert it first, by cutroom convert {start} FOLDER "
+                "--to diffusers, and name the new folder"
+            )
     if start is None:
         transformer = size(str(config.model.size))
     else:
@@ -105,6 +111,10 @@ def find_models(config: TransformerTraining, *, before: Path | None = None) -> M
             f"{transformer.out_channels}: choose a VAE and a transformer that belong together"
         )
     _check_transformer(config, transformer, vae_config)
+    with torch.device("meta"):  # where nothing is filled in
+        parts = {vae: VAE(vae_config), **({} if start is None else {folder: Transformer(transformer)})}
+    for place, module in parts.items():
+        weights.check_names(place, wanted=module.state_dict(), found=weights.read_shapes(place))
     source = config.text.start or str(_part(config, pipeline, "text_encoder").parent)
     text = None if source == WORDS else find_text(source)
     if text is not None and text.width != transformer.text_embed_dim:

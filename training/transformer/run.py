@@ -20,7 +20,7 @@ from training.folders import WEIGHTS, check_folder, note_stages, progress_of
 from training.loop import Trainer
 from training.metrics import check_wandb
 from training.settings import STRICT, OptimiserSettings, Training, TrainingStage, load_stages
-from training.transformer.attention import attention
+from training.transformer.attention import attention, check_learns
 from training.transformer.batches import LatentBatches, Loaded
 from training.transformer.contents import check_tags
 from training.transformer.diffusion import Diffusion
@@ -140,6 +140,8 @@ def train_transformer(
         train, _ = open_parts(stage.config.data, stage.config.data.held_out)
         preflight(stage.config.data, catalogue=train)
         check_tags(train, stage.config.text.tag_dropout)
+        if stage.config.packing is not None and not encode_only:
+            check_learns(stage.config.packing.attention)
     figures: dict[str, float] = {}
     before: Path | None = None
     note = functools.partial(note_stages, output, [stage.name for stage in stages])

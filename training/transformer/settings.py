@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge
 
 from curation.errors import UsageError, nearest
 from training.settings import STRICT
@@ -87,7 +89,7 @@ class TextSettings:
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
     start: str | None = None
-    tokens: int | None = None
+    tokens: Annotated[int, Ge(1)] | None = None
     precision: Literal["bf16", "fp32"] = "bf16"
     tag_dropout: float | None = None
 
