@@ -30,6 +30,8 @@ from training.transformer.requests import Request, prepare
 from training.transformer.run import load, train_transformer
 from training.transformer.sampling import Sampling
 from training.transformer.words import write_words
+from training.vae.config import Chunks, Tiles
+from training.vae.model import VAE
 
 _LEARNED = "data.buckets=[{frames: 9, height: 64, width: 96}]"  # what learned positions are made for
 
@@ -131,6 +133,21 @@ def test_diffusers_opens_the_pipeline_and_computes_alike(config: Path, tmp_path:
     )
     assert float((made.transpose(0, 1) / 2 + 0.5 - frames).abs().max()) < 1e-4
     assert json.loads((folder / "vae" / "config.json").read_text())["scaling_factor"] != 1.15258426  # measured
+
+
+def test_what_is_drawn_while_learning_is_decoded_as_clips_were_encoded(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Chunks | None, Tiles | None]] = []
+
+    def decode(self: VAE, z: torch.Tensor, *, chunks: Chunks | None, tiles: Tiles | None) -> torch.Tensor:
+        seen.append((chunks, tiles))
+        return torch.zeros(len(z), 3, 4 * z.shape[2] - 3, 8 * z.shape[3], 8 * z.shape[4])
+
+    monkeypatch.setattr(VAE, "decode", decode)
+    changes = ["vae.chunked=false", "vae.tiled=true", "training.steps=1", "judge={steps: 1, timesteps: 1, shown: 1}"]
+    train_transformer(config, tmp_path / "out", changes=changes, say=quiet)
+    assert set(seen) == {(None, Tiles())}
 
 
 def test_samples_are_asked_for_with_texts_of_the_length_that_was_learned(config: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from training.transformer.plan import Plan
 from training.transformer.samples import Sample, name, readable, views
 from training.transformer.sources import WORDS, TextFolders, digest_of_files, find_text
 from training.transformer.text import TextEncoder
-from training.vae.config import Chunks, Tiles, VAEConfig
+from training.vae.config import VAEConfig
 from training.vae.model import VAE
 
 if TYPE_CHECKING:
@@ -248,8 +248,8 @@ def plan_of(config: TransformerTraining, models: Models, catalogue: Catalogue) -
 def _encoder(config: TransformerTraining, vae: VAE, world: World) -> LatentEncoder:
     return LatentEncoder(
         vae,
-        chunks=Chunks() if config.vae.chunked else None,
-        tiles=Tiles() if config.vae.tiled else None,
+        chunks=config.vae.chunks,
+        tiles=config.vae.tiles,
         precision=config.vae.precision,
         noise=config.conditions.image_noise,
         device=world.device,

@@ -214,6 +214,8 @@ def _train(
         judge=config.judge,
         held_out=held_out,
         vae=ready.vae,
+        chunks=config.vae.chunks,
+        tiles=config.vae.tiles,
         parts=ready.parts,
         scales=scales,
         tokens=models.tokens,

@@ -11,6 +11,7 @@ from curation.errors import UsageError, nearest
 from training.settings import STRICT
 from training.transformer.attention import attention
 from training.transformer.conditions import MASKS
+from training.vae.config import Chunks, Tiles
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,16 @@ class VAESettings:
     chunked: bool = True
     tiled: bool = False
     precision: Literal["bf16", "fp32"] = "fp32"
+
+    @property
+    def chunks(self) -> Chunks | None:
+        """How frames pass through; None: all at a time."""
+        return Chunks() if self.chunked else None
+
+    @property
+    def tiles(self) -> Tiles | None:
+        """How pictures do; None: whole."""
+        return Tiles() if self.tiled else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
