@@ -22,7 +22,7 @@ from training.task import Loss, Role, Task
 from training.transformer.batches import LatentBatch, Loaded
 from training.transformer.conditions import draw_mask
 from training.transformer.diffusion import Diffusion, losses, timesteps
-from training.transformer.lora import merged, write_lora
+from training.transformer.lora import LoraLinear, add_lora, merged, write_lora
 from training.transformer.model import Transformer, blocks
 from training.transformer.parallel import context_parallel
 from training.transformer.patches import fill_front
@@ -140,6 +140,10 @@ class TransformerTask(Task):
                 latents = torch.empty(1, frames, config.in_channels, *shape[1:])
                 text, t = torch.empty(1, self._tokens, config.text_embed_dim), torch.zeros(1, dtype=torch.int64)
                 model = Transformer(config)
+                if self._scales:  # frozen weights have no gradients to compute
+                    layer = self._transformer.get_submodule(next(iter(self._scales)))
+                    assert isinstance(layer, LoraLinear)
+                    add_lora(model, rank=layer.lora_A.out_features, targets=list(self._scales))
                 with FlopCounterMode(display=False) as counter:
                     torch.autograd.backward(model(latents, text, t).sum())
             self._flops[shape] = float(counter.get_total_flops())
