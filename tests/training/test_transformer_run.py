@@ -18,12 +18,15 @@ from curation.cli import app
 from curation.errors import ConfigError, UsageError
 from curation.torchvision import mend
 from tests.training.test_sample import first_video, their_frames
-from tests.training.transformer_made import equal, quiet, weights, write_config, write_models, write_shards
+from tests.training.transformer_helpers import TINY, tiny
+from tests.training.transformer_made import TINY_VAE, equal, quiet, weights, write_config, write_models, write_shards
 from training.recipes import find_recipe
 from training.transformer.convert import convert
+from training.transformer.diffusion import Diffusion
 from training.transformer.embeddings import embed
 from training.transformer.model import Transformer
 from training.transformer.models import Sources, trained
+from training.transformer.pipeline import Parts, write_pipeline
 from training.transformer.preflight import look_ahead
 from training.transformer.prepare import find_models
 from training.transformer.requests import Request, prepare
@@ -133,6 +136,20 @@ def test_diffusers_opens_the_pipeline_and_computes_alike(config: Path, tmp_path:
     )
     assert float((made.transpose(0, 1) / 2 + 0.5 - frames).abs().max()) < 1e-4
     assert json.loads((folder / "vae" / "config.json").read_text())["scaling_factor"] != 1.15258426  # measured
+
+
+def test_a_whole_t5_is_written_as_the_encoder_that_a_pipeline_calls(tmp_path: Path) -> None:
+    models = _pipeline(tmp_path / "models")
+    file = models / "text_encoder" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"architectures": ["T5ForConditionalGeneration"]}))
+    parts = Parts(models / "vae", TINY_VAE, (models / "text_encoder", models / "tokenizer"), Diffusion())
+    write_pipeline(tmp_path / "out", config=TINY["5b"], state=tiny().state_dict(), parts=parts)
+    mend()
+    from diffusers import CogVideoXPipeline
+
+    pipeline = CogVideoXPipeline.from_pretrained(tmp_path / "out")
+    embedded, _ = pipeline.encode_prompt("film 1", do_classifier_free_guidance=False, max_sequence_length=5)
+    assert embedded.shape == (1, 5, 12)
 
 
 def test_what_is_drawn_while_learning_is_decoded_as_clips_were_encoded(
