@@ -326,6 +326,36 @@ def test_preflight_counts_the_processes_that_torchrun_started(config: Path, monk
     assert steps[1] == -(-steps[0] // 3)
 
 
+def test_what_will_be_read_is_looked_at_by_the_parent_alone(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environments: list[dict[str, str]] = []
+
+    def run(command: list[str], *, env: dict[str, str], **more: object) -> subprocess.CompletedProcess[str]:
+        environments.append(env)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr("training.launch.subprocess.run", run)
+    arguments = ["train", "transformer", str(config), "--output", str(tmp_path / "out")]
+    parent = CliRunner().invoke(app, [*arguments, "--num-processes", "2"], catch_exceptions=False)
+    assert "tokens of each" in parent.stdout
+    monkeypatch.setattr("training.transformer.run.train", lambda *more, **settings: {})
+    child = CliRunner(env=environments[0]).invoke(app, arguments, catch_exceptions=False)
+    assert (child.exit_code, "tokens of each" in child.stdout) == (0, False)
+
+
+@pytest.mark.slow
+def test_under_torchrun_all_wait_for_the_first_to_look_ahead(config: Path, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, "-m", "curation.cli", "train", "transformer", str(config), "--set", "training.steps=1"]
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "out")], capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("tokens of each") == 1
+    assert (tmp_path / "out" / "weights" / "model_index.json").is_file()
+
+
 @pytest.mark.parametrize("kind", ["5b_i2v", "5b_v1_5"])
 def test_other_kinds_train_too(kind: str, shards: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "own.yaml", shards, write_models(tmp_path / "models", kind))
