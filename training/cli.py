@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from training.sample_cli import chunks_of
 
 if TYPE_CHECKING:  # the rest of the command line must not wait for what these import
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from training.data.preflight import Preflight
     from training.transformer.preflight import TransformerPreflight
@@ -71,16 +72,19 @@ def train_vae(
 
     file = find_recipe(config)
     from training.distributed import num_processes as started
-    from training.launch import is_first
 
     stages = load(file, changes=changes or ())
-    if preflight or is_first():  # mistakes are said before anything is started
+
+    def report() -> None:
         reports = look_ahead(stages, world=max(num_processes, started()))
-        if preflight or not (json or _will_be_said(num_processes, engine)):
+        if preflight or not json:
             _say_preflight(reports, json=json)
+
     if preflight:
+        report()
         return
-    _run("vae", file, output, changes or [], num_processes=num_processes, engine=engine, address=address, json=json)
+    with _looked_ahead(report):
+        _run("vae", file, output, changes or [], num_processes=num_processes, engine=engine, address=address, json=json)
 
 
 @train.command("transformer")
@@ -100,30 +104,33 @@ def train_transformer(
     """Train the text-to-video transformer on a VAE's latents; run it again to continue."""
     _need_packages(*_TEXT_PACKAGES)
     from training.distributed import num_processes as started
-    from training.launch import is_first
     from training.recipes import find_recipe
     from training.transformer.preflight import look_ahead
     from training.transformer.run import load
 
     file = find_recipe(config)
     stages = load(file, changes=changes or ())
-    if preflight or is_first():  # mistakes are said before anything is started
+
+    def report() -> None:
         reports = look_ahead(stages, world=max(num_processes, started()))
-        if preflight or not (json or _will_be_said(num_processes, engine)):
+        if preflight or not json:
             _say_transformer_preflight(reports, json=json)
+
     if preflight:
+        report()
         return
-    _run(
-        "transformer",
-        file,
-        output,
-        changes or [],
-        num_processes=num_processes,
-        engine=engine,
-        address=address,
-        json=json,
-        encode_only=encode_only,
-    )
+    with _looked_ahead(report):
+        _run(
+            "transformer",
+            file,
+            output,
+            changes or [],
+            num_processes=num_processes,
+            engine=engine,
+            address=address,
+            json=json,
+            encode_only=encode_only,
+        )
 
 
 Source = Annotated[
@@ -228,9 +235,25 @@ def _look(frames: int, height: int, width: int, chunk: int, tiled: bool, lpips: 
     return Look(frames=frames, height=height, width=width, chunks=chunks_of(chunk), tiles=tiles, lpips=lpips)
 
 
-def _will_be_said(num_processes: int, engine: Launcher) -> bool:
-    """Whether the first of the processes that are started will say what is read."""
-    return num_processes > 1 and engine is Launcher.processes
+@contextlib.contextmanager
+def _looked_ahead(report: Callable[[], None]) -> Iterator[None]:
+    """Mistakes are said before anything is started, by one process and once.
+
+    The others have joined it and wait, however long it reads: they would wait half an hour only for it to join.
+    """
+    from training.checkpoint import on_first
+    from training.distributed import find_world, joined, num_processes
+    from training.launch import has_looked_ahead
+
+    if has_looked_ahead():
+        yield
+    elif num_processes() == 1:
+        report()
+        yield
+    else:
+        with joined():
+            on_first(find_world(), report)
+            yield
 
 
 def _run(

@@ -12,14 +12,19 @@ from typing import Any
 
 from curation.errors import UsageError
 
+_LOOKED_AHEAD = "CUTROOM_LOOKED_AHEAD"  # set for processes whose parent has said what is read
 _PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its parent ends
 
 
 def on_this_machine(arguments: Sequence[str], *, num_processes: int) -> int:
-    """Run ``cutroom ARGUMENTS`` in so many processes that know of each other. Returns the exit status."""
+    """Run ``cutroom ARGUMENTS`` in so many processes that know of each other. Returns the exit status.
+
+    What will be read has been looked at by this one, see ``has_looked_ahead``.
+    """
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
     command = [*launcher, "-m", "curation.cli", *arguments]
-    return subprocess.run(command, check=False, preexec_fn=_end_with_parent).returncode  # noqa: S603 - no shell, our own program, and no threads
+    environment = {**os.environ, _LOOKED_AHEAD: "1"}
+    return subprocess.run(command, check=False, env=environment, preexec_fn=_end_with_parent).returncode  # noqa: S603 - no shell, our own program, and no threads
 
 
 def _end_with_parent() -> None:
@@ -60,6 +65,11 @@ def on_ray(
         ).fit()
     finally:
         ray.shutdown()
+
+
+def has_looked_ahead() -> bool:
+    """Whether the process that started this one has looked at what the training will read."""
+    return _LOOKED_AHEAD in os.environ
 
 
 def is_first() -> bool:

@@ -251,7 +251,9 @@ class Trainer:
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self._training.precision == "fp32":
             return contextlib.nullcontext()
-        return torch.autocast(self._world.device.type, torch.bfloat16)
+        # The copies that autocast would keep are of all weights that FSDP2 gathers, one block at a time.
+        is_spread = self._world.size > 1 and any(role.sharded for role in self._task.roles.values())
+        return torch.autocast(self._world.device.type, torch.bfloat16, cache_enabled=not is_spread)
 
     def _flops_of(self, batch: Any) -> float:
         """Operations of the model for a batch; counted once for batches of one shape."""

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, dtype
+from torch import Tensor, dtype, empty
 
 from curation.errors import UsageError
 from curation.files import aside
@@ -22,6 +22,7 @@ CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 SHARD_BYTES = 10 * 10**9  # as diffusers
+_POINTER = b"version https://git-lfs"
 _FIX = f"expected {CONFIG} and {WEIGHTS} (or {INDEX} and its shards), as diffusers' save_pretrained writes them"
 
 
@@ -80,26 +81,49 @@ def read_weights(folder: Path, *, dtype: dtype | None) -> dict[str, Tensor]:
         try:
             tensors = load_file(file)
         except SafetensorError as error:
-            raise UsageError(f"{file} is damaged ({error}); copy it again") from error
+            raise UsageError(_damaged(file, error)) from error
         state.update({name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()})
     return state
 
 
-def _files(folder: Path) -> list[Path]:
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    index = folder / INDEX
+def read_shapes(folder: Path, *, file: str = WEIGHTS) -> dict[str, Tensor]:
+    """Every tensor by name, without its numbers: from the headers of the files, which say whether these are whole.
+
+    ``file``: what they are called; of a model of transformers ``model.safetensors``.
+    """
+    found: dict[str, Tensor] = {}
+    for path in _files(folder, file):
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 - no mapping
+        except SafetensorError as error:
+            raise UsageError(_damaged(path, error)) from error
+        found.update({name: empty(shape, device="meta") for name, shape in shapes.items()})
+    return found
+
+
+def _damaged(file: Path, error: SafetensorError) -> str:
+    with file.open("rb") as opened:
+        is_pointer = opened.read(len(_POINTER)) == _POINTER
+    fix = "it is the pointer that git-lfs leaves in its place: git lfs pull" if is_pointer else "copy it again"
+    return f"{file} is damaged ({error}); {fix}"
+
+
+def _files(folder: Path, name: str = WEIGHTS) -> list[Path]:
+    if (folder / name).is_file():
+        return [folder / name]
+    index = folder / f"{name}.index.json"
     if not index.is_file():
-        pickled = sorted(file.name for file in folder.glob("*.bin"))
+        pickled = sorted(file.name for pattern in ("*.bin", "*.pt") for file in folder.glob(pattern))
         hint = f"; {pickled[0]} is a pickle, which can run code: convert it to safetensors first" if pickled else ""
-        raise UsageError(f"{folder} has no weights: {_FIX}{hint}")
+        raise UsageError(f"{folder} has no weights: {_FIX.replace(WEIGHTS, name)}{hint}")
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict):
         raise UsageError(f"{index} is no index of shards; copy it again")
     names = sorted({str(name) for name in shards.values()})
     missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
     if missing:
-        raise UsageError(f"{folder} lacks {', '.join(missing)}, named in {INDEX}; copy them beside it")
+        raise UsageError(f"{folder} lacks {', '.join(missing)}, named in {index.name}; copy them beside it")
     return [folder / name for name in names]
 
 

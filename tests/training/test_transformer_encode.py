@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from curation.cli import app
-from curation.errors import UsageError
+from curation.errors import CutroomError, UsageError
 from tests.training.data.made import sample, write_tar
 from tests.training.transformer_made import TINY_VAE, quiet, write_config, write_models, write_shards
 from training.data.decode import Bad
@@ -21,10 +23,12 @@ from training.data.held_out import open_parts
 from training.distributed import World
 from training.transformer.cache import Cache
 from training.transformer.contents import contents, note_contents
-from training.transformer.encode import LatentEncoder, together
+from training.transformer.encode import LatentEncoder, encode_latents, encode_texts, together
 from training.transformer.preflight import look_ahead
 from training.transformer.prepare import Ready, prepare
 from training.transformer.run import load, train_transformer
+from training.transformer.samples import Sample
+from training.transformer.text import TextEncoder
 from training.transformer.words import write_words
 from training.vae.config import Chunks
 from training.vae.model import VAE
@@ -310,6 +314,75 @@ def test_the_scale_makes_latents_of_deviation_one_about_the_mean_of_each_channel
     noise = torch.stack([one.std for one in loaded]).double().square().mean()
     variance = means.var((0, 2, 3, 4), correction=0).mean() + noise
     assert ready.parts.vae_config.scaling_factor == pytest.approx(float(variance) ** -0.5, rel=1e-3)
+
+
+class _Rank(World):
+    """One of two ranks, each in a thread of this process."""
+
+    meeting: ClassVar[threading.Barrier]
+
+    def wait(self) -> None:
+        self.meeting.wait(timeout=60)
+
+
+class _Words:
+    """Texts by their lengths."""
+
+    encoder = torch.nn.Identity()
+
+    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
+        return torch.tensor([[[float(len(text))]] for text in texts])
+
+
+def _both(work: Callable[[World], None]) -> None:
+    _Rank.meeting = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(work, _Rank(rank=rank, size=2)) for rank in range(2)]:
+            done.result()
+
+
+def test_ranks_encode_everything_where_another_training_writes_between_two_that_open_the_cache(place: Path) -> None:
+    ready, _ = _prepare(place)
+    data = load(place / "own.yaml", changes=_SETTINGS)[0].config.data
+    catalogue, _ = open_parts(data, 0.0)
+    vae = VAE.from_pretrained(place / "models" / "vae")
+    encoder = LatentEncoder(vae, chunks=Chunks(), tiles=None, precision="fp32", noise=None, device=torch.device("cpu"))
+
+    def latents(samples: Sequence[Sample], cache: Cache, world: World) -> None:
+        encode_latents(samples, catalogue, data, encoder=encoder, cache=cache, world=world, say=quiet)
+
+    def texts(samples: Sequence[Sample], cache: Cache, world: World) -> None:
+        encode_texts(samples, load=lambda: cast("TextEncoder", _Words()), cache=cache, world=world, say=quiet)
+
+    for name, encode in (("latents", latents), ("texts", texts)):
+        first = Cache(place / name)
+        encode(ready.samples[:3], Cache(place / name), World())
+        caches = [first, Cache(place / name)]
+        _both(lambda world, caches=caches, encode=encode: encode(ready.samples, caches[world.rank], world))
+        for cache in caches:
+            assert not cache.missing(one.latent if name == "latents" else str(one.text) for one in ready.samples)
+
+
+def test_what_another_training_could_not_read_is_not_lost_to_one_that_has_it(tmp_path: Path) -> None:
+    for folder, bad_first in ((tmp_path / "a", True), (tmp_path / "b", False)):
+        cache, other = Cache(folder), Cache(folder)
+        for bad in (True, False) if bad_first else (False, True):
+            other.note_bad({"key": "the store was away"}) if bad else other.write({"key": (torch.ones(2),)})
+            cache.refresh()
+        for one in (cache, Cache(folder)):
+            assert one["key"].bad is None
+            assert torch.equal(one.read("key")[0], torch.ones(2))
+
+
+def test_ranks_that_do_not_see_each_others_cache_say_so(place: Path) -> None:
+    ready, _ = _prepare(place)
+
+    def encode(world: World) -> None:
+        cache = Cache(place / f"of-{world.rank}")
+        encode_texts(ready.samples, load=lambda: cast("TextEncoder", _Words()), cache=cache, world=world, say=quiet)
+
+    with pytest.raises(CutroomError, match=r"captions are not in .*of-0 .* every machine see the same folder"):
+        _both(encode)
 
 
 def test_old_leftovers_are_swept(tmp_path: Path) -> None:

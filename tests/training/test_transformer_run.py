@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,15 +18,23 @@ from curation.cli import app
 from curation.errors import ConfigError, UsageError
 from curation.torchvision import mend
 from tests.training.test_sample import first_video, their_frames
-from tests.training.transformer_made import equal, quiet, weights, write_config, write_models, write_shards
+from tests.training.transformer_helpers import TINY, tiny
+from tests.training.transformer_made import TINY_VAE, equal, quiet, weights, write_config, write_models, write_shards
 from training.recipes import find_recipe
+from training.transformer.convert import convert
+from training.transformer.diffusion import Diffusion
 from training.transformer.embeddings import embed
 from training.transformer.model import Transformer
 from training.transformer.models import Sources, trained
+from training.transformer.pipeline import Parts, write_pipeline
 from training.transformer.preflight import look_ahead
+from training.transformer.prepare import find_models
 from training.transformer.requests import Request, prepare
 from training.transformer.run import load, train_transformer
 from training.transformer.sampling import Sampling
+from training.transformer.words import write_words
+from training.vae.config import Chunks, Tiles
+from training.vae.model import VAE
 
 _LEARNED = "data.buckets=[{frames: 9, height: 64, width: 96}]"  # what learned positions are made for
 
@@ -129,6 +138,35 @@ def test_diffusers_opens_the_pipeline_and_computes_alike(config: Path, tmp_path:
     assert json.loads((folder / "vae" / "config.json").read_text())["scaling_factor"] != 1.15258426  # measured
 
 
+def test_a_whole_t5_is_written_as_the_encoder_that_a_pipeline_calls(tmp_path: Path) -> None:
+    models = _pipeline(tmp_path / "models")
+    file = models / "text_encoder" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"architectures": ["T5ForConditionalGeneration"]}))
+    parts = Parts(models / "vae", TINY_VAE, (models / "text_encoder", models / "tokenizer"), Diffusion())
+    write_pipeline(tmp_path / "out", config=TINY["5b"], state=tiny().state_dict(), parts=parts)
+    mend()
+    from diffusers import CogVideoXPipeline
+
+    pipeline = CogVideoXPipeline.from_pretrained(tmp_path / "out")
+    embedded, _ = pipeline.encode_prompt("film 1", do_classifier_free_guidance=False, max_sequence_length=5)
+    assert embedded.shape == (1, 5, 12)
+
+
+def test_what_is_drawn_while_learning_is_decoded_as_clips_were_encoded(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Chunks | None, Tiles | None]] = []
+
+    def decode(self: VAE, z: torch.Tensor, *, chunks: Chunks | None, tiles: Tiles | None) -> torch.Tensor:
+        seen.append((chunks, tiles))
+        return torch.zeros(len(z), 3, 4 * z.shape[2] - 3, 8 * z.shape[3], 8 * z.shape[4])
+
+    monkeypatch.setattr(VAE, "decode", decode)
+    changes = ["vae.chunked=false", "vae.tiled=true", "training.steps=1", "judge={steps: 1, timesteps: 1, shown: 1}"]
+    train_transformer(config, tmp_path / "out", changes=changes, say=quiet)
+    assert set(seen) == {(None, Tiles())}
+
+
 def test_samples_are_asked_for_with_texts_of_the_length_that_was_learned(config: Path, tmp_path: Path) -> None:
     train_transformer(config, tmp_path / "out", changes=["training.steps=1", "text.tokens=7"], say=quiet)
     folder = tmp_path / "out" / "weights"
@@ -149,10 +187,131 @@ def test_buckets_of_other_positions_than_were_learned_are_refused(shards: Path, 
         look_ahead(load(config))
 
 
+def _pipeline(folder: Path, kind: str = "5b", **vae: object) -> Path:
+    """Models as published ones lie, with a text encoder, and changes to the VAE's config."""
+    write_words(write_models(folder, kind) / "words", ["film 1 of a field"], width=12)
+    for part in ("text_encoder", "tokenizer"):
+        (folder / "words" / part).rename(folder / part)
+    file = folder / "vae" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | vae))
+    return folder
+
+
+_OF_THE_PIPELINE = ["vae={start: null, scaling: config}", "text.start=null", "diffusion=null"]
+
+
+def test_vae_and_text_encoder_are_those_of_the_pipeline_that_training_starts_from(config: Path, tmp_path: Path) -> None:
+    start = _pipeline(tmp_path / "published", scaling_factor=0.7, invert_scale_latents=True)
+    for place in (start, start / "transformer"):
+        changes = [f"model.start={place}", *_OF_THE_PIPELINE[:2]]
+        (stage,) = load(config, changes=changes)
+        found = find_models(stage.config)
+        assert found.vae == start / "vae"
+        assert (found.vae_config.scaling_factor, found.vae_config.invert_scale_latents) == (0.7, True)
+        assert found.text == (start / "text_encoder", start / "tokenizer")
+    train_transformer(
+        config, tmp_path / "out", changes=[f"model.start={start}", *_OF_THE_PIPELINE, "training.steps=1"], say=quiet
+    )
+    written = json.loads((tmp_path / "out" / "weights" / "vae" / "config.json").read_text())
+    assert (written["scaling_factor"], written["invert_scale_latents"]) == (0.7, True)
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"scaling_factor": 0.7}, r"has scaling_factor 1\.15258426, and model\.start .* has learned with 0\.7"),
+        ({"invert_scale_latents": True}, r"has invert_scale_latents False, and model\.start .* has learned with True"),
+    ],
+)
+def test_a_vae_that_scales_latents_otherwise_than_was_learned_is_refused(
+    own: dict[str, object], said: str, config: Path, start: Path, tmp_path: Path
+) -> None:
+    published = _pipeline(tmp_path / "published", **own)
+    for place in (published, published / "transformer"):
+        with pytest.raises(UsageError, match=said):
+            look_ahead(load(config, changes=[f"model.start={place}", "vae.scaling=config"]))
+        look_ahead(load(config, changes=[f"model.start={place}", "vae.scaling=measure"]))
+        look_ahead(load(config, changes=[f"model.start={place}", "vae.scaling=config", f"vae.start={published}"]))
+
+
+def test_how_first_frames_are_scaled_is_not_measured(config: Path, start: Path, tmp_path: Path) -> None:
+    published = _pipeline(tmp_path / "published", "5b_i2v", invert_scale_latents=True)
+    with pytest.raises(UsageError, match="has invert_scale_latents False"):
+        look_ahead(load(config, changes=[f"model.start={published}", "vae.scaling=measure", _LEARNED]))
+
+
+def test_a_vae_and_a_text_encoder_that_nothing_names_are_to_be_named(config: Path, start: Path, tmp_path: Path) -> None:
+    shutil.copytree(start / "transformer", tmp_path / "alone")
+    for changes, said in (
+        ([f"model.start={tmp_path / 'alone'}", "vae.start=null"], r"set vae\.start to the one that belongs to it"),
+        ([f"model.start={start}", "text.start=null"], r"model\.start .* brings no text_encoder: set text\.start"),
+        (["model={size: debug, start: null}", "vae.start=null"], r"model\.size debug brings no vae: set vae\.start"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            look_ahead(load(config, changes=changes))
+
+
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "said"),
+    [
+        (f"transformer/{_WEIGHTS}", None, "transformer has no weights"),
+        (f"transformer/{_WEIGHTS}", _POINTER, "git lfs pull"),
+        (f"transformer/{_WEIGHTS}", b"\x08", "is damaged .* copy it again"),
+        ("transformer/config.json", {"num_layers": 3}, r"lack transformer_blocks\.2"),
+        ("transformer/config.json", {"text_embed_dim": 13}, "in another shape patch_embed"),
+        (f"vae/{_WEIGHTS}", None, "vae has no weights"),
+        ("text_encoder/model.safetensors", None, r"text_encoder has no weights: expected .* model\.safetensors"),
+    ],
+)
+def test_weights_that_are_not_whole_are_said_before_anything_is_encoded(
+    file: str, damage: bytes | dict[str, int] | None, said: str, config: Path, tmp_path: Path
+) -> None:
+    damaged = _pipeline(tmp_path / "published") / file
+    if damage is None:
+        damaged.unlink()
+    elif isinstance(damage, bytes):
+        damaged.write_bytes(damage)
+    else:
+        damaged.write_text(json.dumps(json.loads(damaged.read_text()) | damage))
+    with pytest.raises(UsageError, match=said):
+        look_ahead(load(config, changes=[f"model.start={tmp_path / 'published'}", *_OF_THE_PIPELINE]))
+
+
+def test_a_checkpoint_of_sat_is_to_be_converted_first(config: Path, start: Path, tmp_path: Path) -> None:
+    convert(start, tmp_path / "sat", to="sat")
+    with pytest.raises(UsageError, match=r"convert it first, by cutroom convert .*sat FOLDER --to diffusers"):
+        look_ahead(load(config, changes=[f"model.start={tmp_path / 'sat'}"]))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("name", ["flex", "varlen"])
+def test_attention_that_learns_on_a_gpu_only_is_refused_before_anything_is_encoded(
+    name: str, config: Path, tmp_path: Path
+) -> None:
+    changes = [f"packing.attention={name}", "training.precision=bf16"]
+    with pytest.raises(UsageError, match=f"packing.attention {name} learns on a GPU only"):
+        train_transformer(config, tmp_path / "out", changes=changes, say=quiet)
+    assert not (tmp_path / "out").exists()
+
+
 def test_additions_in_stages_are_refused(config: Path) -> None:
     config.write_text(config.read_text() + "stages: [{name: low}, {name: high}]\n")
     with pytest.raises(UsageError, match=r"model\.lora with stages"):
         load(config, changes=["model.lora={rank: 2}"])
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [("model: {start: elsewhere}", "another model"), ("vae: {start: elsewhere}", r"another vae\.start")],
+)
+def test_a_later_stage_with_another_model_or_vae_is_refused(own: str, said: str, config: Path) -> None:
+    config.write_text(f"{config.read_text()}stages: [{{name: low}}, {{name: high, {own}}}]\n")
+    with pytest.raises(UsageError, match=f"stage high has {said} than the first one"):
+        load(config)
 
 
 def test_preflight_counts_the_processes_that_torchrun_started(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +324,36 @@ def test_preflight_counts_the_processes_that_torchrun_started(config: Path, monk
         (report,) = json.loads(done.stdout).values()
         steps.append(report["steps"])
     assert steps[1] == -(-steps[0] // 3)
+
+
+def test_what_will_be_read_is_looked_at_by_the_parent_alone(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environments: list[dict[str, str]] = []
+
+    def run(command: list[str], *, env: dict[str, str], **more: object) -> subprocess.CompletedProcess[str]:
+        environments.append(env)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr("training.launch.subprocess.run", run)
+    arguments = ["train", "transformer", str(config), "--output", str(tmp_path / "out")]
+    parent = CliRunner().invoke(app, [*arguments, "--num-processes", "2"], catch_exceptions=False)
+    assert "tokens of each" in parent.stdout
+    monkeypatch.setattr("training.transformer.run.train", lambda *more, **settings: {})
+    child = CliRunner(env=environments[0]).invoke(app, arguments, catch_exceptions=False)
+    assert (child.exit_code, "tokens of each" in child.stdout) == (0, False)
+
+
+@pytest.mark.slow
+def test_under_torchrun_all_wait_for_the_first_to_look_ahead(config: Path, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, "-m", "curation.cli", "train", "transformer", str(config), "--set", "training.steps=1"]
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "out")], capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("tokens of each") == 1
+    assert (tmp_path / "out" / "weights" / "model_index.json").is_file()
 
 
 @pytest.mark.parametrize("kind", ["5b_i2v", "5b_v1_5"])
@@ -229,6 +418,7 @@ def test_additions_alone_are_trained_and_diffusers_loads_them(config: Path, star
         ("conditions.frames={first: 0.7, last: 0.7}", "add up to 1.4"),
         ("model.size=debug", "either `size`"),
         ("text.start=/nowhere", "text.start"),
+        ("text.tokens=0", "text.tokens"),
         ("packing.attention=fast", "no attention"),
         ("data.shuffle=false", "always shuffled"),
         ("packing={tokens: 60, attention: varlen}", "computes in bf16 only"),
@@ -269,6 +459,6 @@ def test_preflight_says_tokens_packs_and_steps(config: Path) -> None:
     assert report.unit == "packs"
 
 
-@pytest.mark.parametrize("name", ["transformer", "transformer-debug"])
+@pytest.mark.parametrize("name", ["transformer", "transformer-debug", "transformer-finetune"])
 def test_recipes_are_valid(name: str) -> None:
     assert load(find_recipe(Path(name)))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.training.ranks import on_ranks
 from tests.training.transformer_helpers import gradients, noise, tiny
@@ -21,6 +22,7 @@ from training.settings import OptimiserSettings, Training
 from training.transformer.batches import LatentBatch, Loaded
 from training.transformer.conditions import MASKS, draw_mask, mask
 from training.transformer.diffusion import Diffusion
+from training.transformer.lora import add_lora
 from training.transformer.settings import ConditionSettings, JudgeSettings
 from training.transformer.task import MODEL, TransformerTask
 
@@ -131,6 +133,21 @@ def test_latents_are_scaled_once() -> None:
     still = dataclasses.replace(_loaded(0), std=torch.zeros(4, 3, 4, 6))
     expected = still.mean.transpose(0, 1).double() * TINY_VAE.scaling_factor
     assert float((task.prepare(still, 0, 0).latents - expected).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("rank", [None, 2], ids=["all weights", "additions alone"])
+def test_operations_are_those_of_what_learns(rank: int | None) -> None:
+    transformer = tiny()
+    scales = None if rank is None else add_lora(transformer, rank=rank, targets=("to_q", "to_out.0"))
+    task = TransformerTask(
+        transformer, _STILL, diffusion=Diffusion(), vae_config=TINY_VAE, world=World(), seed=0, scales=scales
+    )
+    found = task.flops(_batch(range(1), of=1, shape=(3, 4, 6)))
+    transformer.to("meta")  # attention on a CPU is a kernel that is not counted
+    latents, text, t = noise(1, 3, 4, 4, 6).to("meta"), noise(1, 5, 12).to("meta"), torch.tensor([5], device="meta")
+    with FlopCounterMode(display=False) as counter:
+        transformer(latents, text, t).sum().backward()
+    assert found == counter.get_total_flops()
 
 
 def test_the_judge_is_the_same_every_time_and_its_loss_the_mean_of_its_timesteps(tmp_path: Path) -> None:

@@ -146,6 +146,7 @@ def varlen(segments: Segments | None, device: torch.device) -> Attend:
 
 
 ATTENTION: Mapping[str, Attention] = {"split": split, "mask": mask, "flex": flex, "varlen": varlen}
+_ON_GPU = ("flex", "varlen")
 
 
 def attention(name: str) -> Attention:
@@ -153,3 +154,9 @@ def attention(name: str) -> Attention:
     if name not in ATTENTION:
         raise UsageError(f"no attention {name!r}.{nearest(name, ATTENTION)}")
     return ATTENTION[name]
+
+
+def check_learns(name: str) -> None:
+    """Raises UsageError if the way called ``name`` has no backward pass on this machine."""
+    if name in _ON_GPU and not torch.cuda.is_available():
+        raise UsageError(f"packing.attention {name} learns on a GPU only, and there is none here: choose split or mask")

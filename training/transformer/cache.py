@@ -67,7 +67,8 @@ class Cache:
                 self._read.add(path.stem)
                 for row in pq.read_table(path, schema=_INDEX).to_pylist():
                     entry = Entry(path.stem, tuple(row["shape"] or ()), row["bad"])
-                    self._entries[row["key"]] = entry
+                    if entry.bad is None or row["key"] not in self._entries:  # what one could not read another could
+                        self._entries[row["key"]] = entry
 
     def __contains__(self, key: str) -> bool:
         return key in self._entries

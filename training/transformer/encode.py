@@ -129,13 +129,14 @@ def encode_latents(
 
     Raises:
         BadDataError: more clips are bad than the settings bear.
+        CutroomError: what other ranks encoded is not to be seen here.
     """
     everything = _unencoded(samples, cache)
     if everything and world.is_first:
         say(f"encoding {len(everything)} clips and pictures; {len({s.latent for s in samples}) - len(everything)} kept")
     if world.is_first:
         _say_left_out(samples, cache, say)
-    share = everything[world.rank :: world.size]
+    share = [sample for sample in everything if _is_mine(sample.latent, world)]
     faults = Faults(settings.max_bad, settings.bad_at_least)
     done: dict[str, tuple[Tensor, Tensor]] = {}
     bad: dict[str, str] = {}
@@ -165,6 +166,25 @@ def encode_latents(
         say(f"bad samples: {faults}")
     world.wait()
     cache.refresh()
+    _check_complete(len(_unencoded(samples, cache)), "clips", cache)
+
+
+def _is_mine(key: str, world: World) -> bool:
+    """Whether this rank encodes what is missing under a key.
+
+    By the key alone: each rank has its own list of what is missing, for other trainings may write into the cache while
+    one after the other opens it.
+    """
+    return int(key[:8], 16) % world.size == world.rank
+
+
+def _check_complete(missing: int, what: str, cache: Cache) -> None:
+    """Raise CutroomError where something is missing that some rank has encoded or noted as bad."""
+    if missing:
+        raise CutroomError(
+            f"{missing} {what} are not in {cache.folder}, though all ranks have encoded their share: let every "
+            "machine see the same folder, and remove nothing there; the same command encodes what is missing"
+        )
 
 
 def _encoded(
@@ -260,12 +280,15 @@ def encode_texts(
 
     Args:
         load: the encoder, which is large and only loaded where there is something to encode.
+
+    Raises:
+        CutroomError: what other ranks encoded is not to be seen here.
     """
     captions = {sample.text: sample.caption for sample in samples if sample.text is not None}
     missing = cache.missing(captions)
     if missing and world.is_first:
         say(f"encoding {len(missing)} captions; {len(captions) - len(missing)} kept")
-    share = missing[world.rank :: world.size]
+    share = [key for key in missing if _is_mine(key, world)]
     if share:
         encoder = load()
         encoder.encoder.to(world.device)
@@ -283,6 +306,7 @@ def encode_texts(
         encoder.encoder.to("cpu")
     world.wait()
     cache.refresh()
+    _check_complete(len(cache.missing(captions)), "captions", cache)
 
 
 def scaling_factor(samples: Sequence[Sample], cache: Cache) -> float:

@@ -55,26 +55,27 @@ def write_pipeline(folder: Path, *, config: TransformerConfig, state: Mapping[st
 
 
 def _index(config: TransformerConfig, parts: Parts) -> dict[str, Any]:
-    encoder, tokenizer = parts.text
+    _, tokenizer = parts.text
     return {
         "_class_name": "CogVideoXImageToVideoPipeline" if config.reads_image else "CogVideoXPipeline",
         "scheduler": ["diffusers", "CogVideoXDDIMScheduler"],
-        "text_encoder": ["transformers", _named(encoder / "config.json", "architectures", "T5EncoderModel")],
-        "tokenizer": ["transformers", _named(tokenizer / "tokenizer_config.json", "tokenizer_class", "T5Tokenizer")],
+        # Also where its files are of a whole T5, whose decoder a pipeline cannot call.
+        "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", _tokenizer_class(tokenizer)],
         "transformer": ["diffusers", "CogVideoXTransformer3DModel"],
         "vae": ["diffusers", "AutoencoderKLCogVideoX"],
     }
 
 
-def _named(file: Path, field: str, otherwise: str) -> str:
-    """The class that a file names."""
+def _tokenizer_class(folder: Path) -> str:
+    """The class that a tokenizer's file names."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8")).get(field)
+        name = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("tokenizer_class")
     except (OSError, ValueError):
-        return otherwise
-    name = value[0] if isinstance(value, list) and value else value
-    # What transformers 5 calls it inside; its older name is what every version of it has.
-    return "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name if isinstance(name, str) else otherwise
+        name = None
+    if name == "TokenizersBackend":  # as transformers 5 calls it inside; its older name every version has
+        return "PreTrainedTokenizerFast"
+    return name if isinstance(name, str) else "T5Tokenizer"
 
 
 def _share(source: Path, folder: Path, *, leave: tuple[str, ...] = ()) -> None:

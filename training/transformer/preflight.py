@@ -65,16 +65,14 @@ def look_ahead(
         UsageError: a bucket that no sample goes to, a sample that fits no pack, models that do not fit together, or
             scores to say that no clip has.
     """
-    first = stages[0].config
-    reports = {stage.name: _report(stage.config, first, world) for stage in stages}
+    reports = {stage.name: _report(stage.config, world) for stage in stages}
     for stage in stages:
         check_division(world, stage.config.training.context_parallel)
     return reports
 
 
-def _report(config: TransformerTraining, first: TransformerTraining, world: int) -> TransformerPreflight:
-    # Later stages go on with the model of the first one.
-    models = find_models(dataclasses.replace(config, model=first.model))
+def _report(config: TransformerTraining, world: int) -> TransformerPreflight:
+    models = find_models(config)
     train, _ = open_parts(config.data, config.data.held_out)
     # Images are counted here, where they are samples of their own.
     data = preflight(dataclasses.replace(config.data, images=0.0), world=world, catalogue=train)

@@ -27,12 +27,13 @@ from training.transformer.encode import LatentEncoder, Say, encode_latents, enco
 from training.transformer.extend import check_positions
 from training.transformer.lora import add_lora
 from training.transformer.model import Transformer
+from training.transformer.models import find_sat
 from training.transformer.pipeline import Parts
 from training.transformer.plan import Plan
 from training.transformer.samples import Sample, name, readable, views
 from training.transformer.sources import WORDS, TextFolders, digest_of_files, find_text
 from training.transformer.text import TextEncoder
-from training.vae.config import Chunks, Tiles, VAEConfig
+from training.vae.config import VAEConfig
 from training.vae.model import VAE
 
 if TYPE_CHECKING:
@@ -83,23 +84,39 @@ def find_models(config: TransformerTraining, *, before: Path | None = None) -> M
     Raises:
         UsageError: one is missing, or does not fit the others.
     """
-    start = before
+    start, pipeline = before, before
     if before is None and config.model.start is not None:
-        start = fetch(config.model.start, "transformer", "scheduler")
+        text_parts = () if config.text.start else ("text_encoder", "tokenizer")
+        start = fetch(config.model.start, "transformer", "scheduler", "vae", *text_parts)
+        if find_sat(start) is not None:
+            raise UsageError(
+                f"model.start {start} is a checkpoint of SAT: convert it first, by cutroom convert {start} FOLDER "
+                "--to diffusers, and name the new folder"
+            )
     if start is None:
         transformer = size(str(config.model.size))
     else:
         folder = weights.find(start, part="transformer")
         transformer = weights.read_config(folder, TransformerConfig.from_mapping, part="transformer")
-    vae = weights.find(before if before is not None else fetch(config.vae.start, "vae"), part="vae")
+        pipeline = folder.parent if folder.name == "transformer" else None
+    named = None if before is not None else config.vae.start
+    vae = weights.find(fetch(named, "vae") if named else _part(config, pipeline, "vae"), part="vae")
     vae_config = weights.read_config(vae, VAEConfig.from_mapping, part="vae")
+    if named and pipeline and (pipeline / "vae" / weights.CONFIG).is_file():
+        learned = weights.read_config(pipeline / "vae", VAEConfig.from_mapping, part="vae")
+        _check_scale(config, vae_config, learned, reads_image=transformer.reads_image)
     if vae_config.latent_channels != transformer.out_channels:
         raise UsageError(
             f"{vae} makes latents of {vae_config.latent_channels} channels, and the transformer reads "
             f"{transformer.out_channels}: choose a VAE and a transformer that belong together"
         )
     _check_transformer(config, transformer, vae_config)
-    text = None if config.text.start == WORDS else find_text(config.text.start)
+    with torch.device("meta"):  # where nothing is filled in
+        parts = {vae: VAE(vae_config), **({} if start is None else {folder: Transformer(transformer)})}
+    for place, module in parts.items():
+        weights.check_names(place, wanted=module.state_dict(), found=weights.read_shapes(place))
+    source = config.text.start or str(_part(config, pipeline, "text_encoder").parent)
+    text = None if source == WORDS else find_text(source)
     if text is not None and text.width != transformer.text_embed_dim:
         raise UsageError(
             f"{text.encoder} makes embeddings of {text.width} numbers, and the transformer reads "
@@ -116,6 +133,31 @@ def find_models(config: TransformerTraining, *, before: Path | None = None) -> M
         transformer = dataclasses.replace(transformer, max_text_seq_length=tokens)
     diffusion = config.diffusion or (Diffusion() if start is None else Diffusion.from_pretrained(start))
     return Models(start, transformer, vae, vae_config, text, tokens, diffusion)
+
+
+def _part(config: TransformerTraining, pipeline: Path | None, part: str) -> Path:
+    """The folder of a part that the transformer came with; UsageError, with what to set, if there is none."""
+    if pipeline is not None and (pipeline / part / weights.CONFIG).is_file():
+        return pipeline / part
+    setting = {"vae": "vae.start", "text_encoder": "text.start"}[part]
+    came = f"model.start {config.model.start}" if config.model.start else f"model.size {config.model.size}"
+    raise UsageError(f"{setting} is not set, and {came} brings no {part}: set {setting} to the one that belongs to it")
+
+
+def _check_scale(config: TransformerTraining, vae: VAEConfig, learned: VAEConfig, *, reads_image: bool) -> None:
+    """Raise UsageError if a VAE scales latents otherwise than the one that the transformer has ``learned`` with."""
+    measured = config.vae.scaling == "measure"  # then the transformer gets used to a scale that is the VAE's own
+    fields = [] if measured else ["scaling_factor"]
+    if reads_image or not measured:  # of the first frame; no measurement tells
+        fields.append("invert_scale_latents")
+    for field in fields:
+        given, wanted = getattr(vae, field), getattr(learned, field)
+        if given != wanted:
+            raise UsageError(
+                f"vae.start {config.vae.start} has {field} {given}, and model.start {config.model.start} has learned "
+                f"with {wanted}: leave vae.start out to take its own VAE; for a VAE of yours set {field} in its "
+                f"{weights.CONFIG}{'' if measured else ', or vae.scaling: measure'}"
+            )
 
 
 def _check_transformer(config: TransformerTraining, transformer: TransformerConfig, vae: VAEConfig) -> None:
@@ -206,8 +248,8 @@ def plan_of(config: TransformerTraining, models: Models, catalogue: Catalogue) -
 def _encoder(config: TransformerTraining, vae: VAE, world: World) -> LatentEncoder:
     return LatentEncoder(
         vae,
-        chunks=Chunks() if config.vae.chunked else None,
-        tiles=Tiles() if config.vae.tiled else None,
+        chunks=config.vae.chunks,
+        tiles=config.vae.tiles,
         precision=config.vae.precision,
         noise=config.conditions.image_noise,
         device=world.device,

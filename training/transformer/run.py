@@ -20,7 +20,7 @@ from training.folders import WEIGHTS, check_folder, note_stages, progress_of
 from training.loop import Trainer
 from training.metrics import check_wandb
 from training.settings import STRICT, OptimiserSettings, Training, TrainingStage, load_stages
-from training.transformer.attention import attention
+from training.transformer.attention import attention, check_learns
 from training.transformer.batches import LatentBatches, Loaded
 from training.transformer.contents import check_tags
 from training.transformer.diffusion import Diffusion
@@ -53,8 +53,8 @@ class TransformerTraining:
     data: DataSettings
     training: Training
     model: ModelSettings
-    vae: VAESettings
-    text: TextSettings
+    vae: VAESettings = dataclasses.field(default_factory=VAESettings)
+    text: TextSettings = dataclasses.field(default_factory=TextSettings)
     packing: PackingSettings | None = None
     diffusion: Diffusion | None = None
     conditions: ConditionSettings = dataclasses.field(default_factory=ConditionSettings)
@@ -101,6 +101,13 @@ def load(file: Path, *, changes: Sequence[str] = ()) -> list[TrainingStage[Trans
         )
     if (first.size is None) == (first.start is None):
         raise UsageError(f"{file}: model: either `size` (such as debug or 2b) or `start` (weights) is meant")
+    for stage in stages[1:]:
+        own = {"model": stage.config.model == first, "vae.start": stage.config.vae.start == stages[0].config.vae.start}
+        if others := [setting for setting, same in own.items() if not same]:
+            raise UsageError(
+                f"{file}: stage {stage.name} has another {others[0]} than the first one: a stage goes on with the "
+                "transformer and the VAE of the one before; leave it out, or give the stage a file of its own"
+            )
     return stages
 
 
@@ -133,6 +140,8 @@ def train_transformer(
         train, _ = open_parts(stage.config.data, stage.config.data.held_out)
         preflight(stage.config.data, catalogue=train)
         check_tags(train, stage.config.text.tag_dropout)
+        if stage.config.packing is not None and not encode_only:
+            check_learns(stage.config.packing.attention)
     figures: dict[str, float] = {}
     before: Path | None = None
     note = functools.partial(note_stages, output, [stage.name for stage in stages])
@@ -205,6 +214,8 @@ def _train(
         judge=config.judge,
         held_out=held_out,
         vae=ready.vae,
+        chunks=config.vae.chunks,
+        tiles=config.vae.tiles,
         parts=ready.parts,
         scales=scales,
         tokens=models.tokens,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge
 
 from curation.errors import UsageError, nearest
 from training.settings import STRICT
 from training.transformer.attention import attention
 from training.transformer.conditions import MASKS
+from training.vae.config import Chunks, Tiles
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,7 @@ class VAESettings:
     """The VAE whose latents are learned. It does not learn.
 
     Attributes:
-        start: folder of a VAE or of a pipeline, or an id on the hub.
+        start: folder of a VAE or of a pipeline, or an id on the hub; null: that of ``model.start``'s pipeline.
         scaling: ``config``: latents are scaled by the factor in the VAE's ``config.json``, as published ones are.
             ``measure``: by one over the standard deviation of the latents to train on, for a VAE of one's own; it is
             written into the ``config.json`` beside the transformer, and later stages take it from there.
@@ -62,11 +65,21 @@ class VAESettings:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
-    start: str
+    start: str | None = None
     scaling: Literal["config", "measure"] = "config"
     chunked: bool = True
     tiled: bool = False
     precision: Literal["bf16", "fp32"] = "fp32"
+
+    @property
+    def chunks(self) -> Chunks | None:
+        """How frames pass through; None: all at a time."""
+        return Chunks() if self.chunked else None
+
+    @property
+    def tiles(self) -> Tiles | None:
+        """How pictures do; None: whole."""
+        return Tiles() if self.tiled else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,8 +87,9 @@ class TextSettings:
     """The encoder of captions. It does not learn.
 
     Attributes:
-        start: folder of a T5 encoder with its tokenizer or of a pipeline, or an id on the hub. ``words``: a word list
-            of the captions with a random vector for each, for small models of a small world (see words.py).
+        start: folder of a T5 encoder with its tokenizer or of a pipeline, or an id on the hub; null: that of
+            ``model.start``'s pipeline. ``words``: a word list of the captions with a random vector for each, for small
+            models of a small world (see words.py).
         tokens: that a caption is cut or filled to; null: as many as the transformer is made for.
         precision: in which captions are encoded and kept.
         tag_dropout: say the scores of a clip behind its caption, as in "A dog runs. aesthetic score: 5.5, motion score:
@@ -85,8 +99,8 @@ class TextSettings:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
-    start: str
-    tokens: int | None = None
+    start: str | None = None
+    tokens: Annotated[int, Ge(1)] | None = None
     precision: Literal["bf16", "fp32"] = "bf16"
     tag_dropout: float | None = None
 

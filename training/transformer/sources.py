@@ -11,7 +11,7 @@ from curation.errors import UsageError
 from curation.files import aside
 from curation.fingerprint import hash_file
 from training.pretrained import fetch
-from training.weights import read_json
+from training.weights import read_json, read_shapes
 
 WORDS = "words"
 
@@ -40,7 +40,7 @@ def find_text(source: str) -> TextFolders:
     """The folders of a text encoder; from the hub they are downloaded once.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or its weights are not whole.
     """
     folder = fetch(source, "text_encoder", "tokenizer")
     both = TextFolders(folder / "text_encoder", folder / "tokenizer")
@@ -50,6 +50,8 @@ def find_text(source: str) -> TextFolders:
             f"text.start {source}: no text_encoder/ with tokenizer/ beside it, and no config.json; give the folder of "
             f"a CogVideoX pipeline or of a T5 encoder, or `{WORDS}` for small models of a small world"
         )
+    if not any(found.encoder.glob("*.bin")):  # which transformers reads too
+        read_shapes(found.encoder, file="model.safetensors")
     return found
 
 

@@ -22,14 +22,14 @@ from training.task import Loss, Role, Task
 from training.transformer.batches import LatentBatch, Loaded
 from training.transformer.conditions import draw_mask
 from training.transformer.diffusion import Diffusion, losses, timesteps
-from training.transformer.lora import merged, write_lora
+from training.transformer.lora import LoraLinear, add_lora, merged, write_lora
 from training.transformer.model import Transformer, blocks
 from training.transformer.parallel import context_parallel
 from training.transformer.patches import fill_front
 from training.transformer.pipeline import Parts, write_pipeline
 from training.transformer.sampling import Draws, Sampling, decode, denoise, scaled, scaled_image
 from training.transformer.settings import ConditionSettings, JudgeSettings
-from training.vae.config import VAEConfig
+from training.vae.config import Chunks, Tiles, VAEConfig
 from training.vae.model import VAE
 
 MODEL = "transformer"
@@ -63,7 +63,7 @@ class TransformerTask(Task):
 
     Args:
         diffusion: the noise.
-        vae: of the latents' scale; it draws samples too where it is given.
+        vae: draws samples where it is given, in ``chunks`` and ``tiles`` as it encoded.
         parts: what the transformer is written with.
         seed: of the training.
         held_out: samples to judge by, the same on all ranks.
@@ -83,6 +83,8 @@ class TransformerTask(Task):
         judge: JudgeSettings | None = None,
         held_out: Sequence[Loaded] = (),
         vae: VAE | None = None,
+        chunks: Chunks | None = None,
+        tiles: Tiles | None = None,
         parts: Parts | None = None,
         scales: Mapping[str, float] | None = None,
         tokens: int | None = None,
@@ -91,6 +93,7 @@ class TransformerTask(Task):
         self._world, self._seed, self._parts, self._scales = world, seed, parts, scales
         self._conditions, self._judge = conditions or ConditionSettings(), judge or JudgeSettings()
         self._held_out = held_out
+        self._chunks, self._tiles = chunks, tiles
         self._flops: dict[tuple[int, ...], float] = {}  # of a sample, by its shape
         self._tokens = tokens or transformer.config.max_text_seq_length
         self.roles = {MODEL: Role(transformer, optimiser)}
@@ -137,6 +140,10 @@ class TransformerTask(Task):
                 latents = torch.empty(1, frames, config.in_channels, *shape[1:])
                 text, t = torch.empty(1, self._tokens, config.text_embed_dim), torch.zeros(1, dtype=torch.int64)
                 model = Transformer(config)
+                if self._scales:  # frozen weights have no gradients to compute
+                    layer = self._transformer.get_submodule(next(iter(self._scales)))
+                    assert isinstance(layer, LoraLinear)
+                    add_lora(model, rank=layer.lora_A.out_features, targets=list(self._scales))
                 with FlopCounterMode(display=False) as counter:
                     torch.autograd.backward(model(latents, text, t).sum())
             self._flops[shape] = float(counter.get_total_flops())
@@ -255,7 +262,8 @@ class TransformerTask(Task):
                 device=self._world.device,
             )
             if self._world.is_first:
-                rows.append(to_frames(decode(self._vae, latents)[0]))
+                video = decode(self._vae, latents, chunks=self._chunks, tiles=self._tiles)
+                rows.append(to_frames(video[0]))
                 names.append(one.caption)
         if self._world.is_first:
             _write(folder / f"step-{step:08d}", rows, names)
