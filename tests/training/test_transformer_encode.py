@@ -381,7 +381,7 @@ def test_ranks_that_do_not_see_each_others_cache_say_so(place: Path) -> None:
         cache = Cache(place / f"of-{world.rank}")
         encode_texts(ready.samples, load=lambda: cast("TextEncoder", _Words()), cache=cache, world=world, say=quiet)
 
-    with pytest.raises(CutroomError, match=r"captions are not in .*of-0 .* every machine see the same folder"):
+    with pytest.raises(CutroomError, match=r"captions are not in .*of-0, .* let every machine see the same folder"):
         _both(encode)
 
 
