@@ -25,7 +25,7 @@ from training.transformer.cache import Cache
 from training.transformer.contents import contents, note_contents
 from training.transformer.encode import LatentEncoder, encode_latents, encode_texts, together
 from training.transformer.preflight import look_ahead
-from training.transformer.prepare import Ready, prepare
+from training.transformer.prepare import Ready, get_ready
 from training.transformer.run import load, train_transformer
 from training.transformer.samples import Sample
 from training.transformer.text import TextEncoder
@@ -49,7 +49,7 @@ def _prepare(place: Path, *changes: str) -> tuple[Ready, list[str]]:
     said: list[str] = []
     settings = [*_SETTINGS, f"text.start={place / 'words'}", *changes]
     config = load(place / "own.yaml", changes=settings)[0].config
-    return prepare(config, cache=place / "cache", before=None, world=World(), say=said.append), said
+    return get_ready(config, cache=place / "cache", before=None, world=World(), say=said.append), said
 
 
 def _encoded(said: list[str]) -> tuple[int, int]:
@@ -148,7 +148,7 @@ def test_a_later_stage_that_says_scores_that_no_clip_has_is_a_mistake_before_the
 
 def test_the_words_of_all_tags_and_all_numbers_are_known(place: Path) -> None:
     config = load(place / "own.yaml", changes=_SETTINGS)[0].config
-    ready = prepare(config, cache=place / "cache", before=None, world=World(), say=quiet)
+    ready = get_ready(config, cache=place / "cache", before=None, world=World(), say=quiet)
     tokenizer = AutoTokenizer.from_pretrained(ready.parts.text[1])
     said = tokenizer("film 1, aesthetic score: 5.5, motion score: 0.37, camera motion: pan left and zoom out")
     assert tokenizer.unk_token_id not in said.input_ids

@@ -80,7 +80,7 @@ def test_a_batch_of_one_shape_teaches_what_the_same_pack_does() -> None:
 
 def test_given_frames_have_no_noise_and_no_loss_and_all_others_do() -> None:
     task = _task(conditions=ConditionSettings(frames={"first_last": 1.0}))
-    ready = task.prepare(_loaded(2), 0, 0)
+    ready = task.draw(_loaded(2), 0, 0)
     assert ready.clean.tolist() == [True, False, False, False, True]
     seen: list[Tensor] = []
     model = task.roles[MODEL].module
@@ -97,17 +97,17 @@ def test_given_frames_have_no_noise_and_no_loss_and_all_others_do() -> None:
 
 def test_captions_are_dropped_to_zeros_as_often_as_asked() -> None:
     task = _task(conditions=ConditionSettings(drop_caption=0.25))
-    dropped = [bool((task.prepare(_loaded(1), step, 0).text == 0).all()) for step in range(400)]
+    dropped = [bool((task.draw(_loaded(1), step, 0).text == 0).all()) for step in range(400)]
     assert 0.18 < sum(dropped) / 400 < 0.32
     without = dataclasses.replace(_loaded(1), text=None)
-    assert float(task.prepare(without, 0, 0).text.abs().max()) == 0.0
+    assert float(task.draw(without, 0, 0).text.abs().max()) == 0.0
 
 
 def test_image_to_video_has_the_first_frame_and_zeros_after_it() -> None:
     task = _task("5b_i2v", conditions=ConditionSettings(drop_image=0.5))
     shown = 0
     for step in range(60):
-        image = task.prepare(_loaded(0, (3, 8, 12), image=True), step, 0).image
+        image = task.draw(_loaded(0, (3, 8, 12), image=True), step, 0).image
         assert image is not None
         assert image.shape == (3, 4, 8, 12)
         assert float(image[1:].abs().max()) == 0.0
@@ -119,20 +119,20 @@ def test_image_to_video_has_the_first_frame_and_zeros_after_it() -> None:
 
 def test_what_is_drawn_depends_on_seed_step_and_place_alone() -> None:
     task = _task()
-    first = task.prepare(_loaded(0), 4, 2)
-    assert torch.equal(first.noise, task.prepare(_loaded(0), 4, 2).noise)
+    first = task.draw(_loaded(0), 4, 2)
+    assert torch.equal(first.noise, task.draw(_loaded(0), 4, 2).noise)
     for step, place in ((4, 3), (5, 2)):
-        other = task.prepare(_loaded(0), step, place)
+        other = task.draw(_loaded(0), step, place)
         assert not torch.equal(first.noise, other.noise)
         assert not torch.equal(first.latents, other.latents)  # another draw of the posterior
-    assert not torch.equal(first.noise, _task(seed=4).prepare(_loaded(0), 4, 2).noise)
+    assert not torch.equal(first.noise, _task(seed=4).draw(_loaded(0), 4, 2).noise)
 
 
 def test_latents_are_scaled_once() -> None:
     task = _task()
     still = dataclasses.replace(_loaded(0), std=torch.zeros(4, 3, 4, 6))
     expected = still.mean.transpose(0, 1).double() * TINY_VAE.scaling_factor
-    assert float((task.prepare(still, 0, 0).latents - expected).abs().max()) < 1e-6
+    assert float((task.draw(still, 0, 0).latents - expected).abs().max()) < 1e-6
 
 
 @pytest.mark.parametrize("rank", [None, 2], ids=["all weights", "additions alone"])

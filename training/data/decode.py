@@ -7,7 +7,7 @@ import json
 import math
 import mmap
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,10 @@ from curation.isolate import alive
 from shards.bytes import Bytes
 from training.data.chance import draws
 from training.data.spans import BadError, Wanted, read_decord, read_pyav
+
+if TYPE_CHECKING:  # the children need not wait for what these import
+    from shards.read import Catalogue
+    from training.data.settings import DataSettings
 
 _GAP_BYTES = 1 << 16  # members nearer to each other than this are read in one request
 
@@ -69,6 +73,42 @@ class Bad(NamedTuple):
 
     reason: str
     why: str
+
+
+def job_of(
+    catalogue: Catalogue,
+    number: int,
+    settings: DataSettings,
+    *,
+    frames: int,
+    fps: float | None,
+    crop: tuple[int, int],
+    draw: tuple[int, int, str],
+    key: str | None = None,
+) -> Job:
+    """The job for row ``number`` of a catalogue.
+
+    Args:
+        key: what chance depends on, in place of the sample's own key; then neither caption nor row is read.
+    """
+    row = {name: catalogue.table[name][number].as_py() for name in catalogue.table.column_names}
+    text, about = ((row[f"{part}_offset"], row[f"{part}_bytes"]) for part in ("text", "json"))
+    return Job(
+        url=catalogue.shards[row["shard"]].url,
+        key=key or row["key"],
+        video=(row["video_offset"], row["video_bytes"]),
+        text=None if key or row["text_offset"] is None else text,
+        row=None if key or row["json_offset"] is None else about,
+        decoder=decoder_for(settings.decoder),
+        size=(row["height"], row["width"]),
+        num_frames=None if row["how"] is None else row["num_frames"],
+        length_s=row["num_frames"] / row["fps"],
+        frames=frames,
+        fps=fps,
+        crop=crop,
+        draw=draw,
+        settings=(settings.crop, settings.zoom, settings.flip),
+    )
 
 
 def decoder_for(asked: str) -> str:

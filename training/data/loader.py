@@ -16,7 +16,7 @@ import numpy as np
 from curation.errors import UsageError
 from shards.bytes import file_name
 from shards.read import Catalogue, read_catalogue
-from training.data.decode import Bad, Crop, Job, Sample, decoder_for
+from training.data.decode import Bad, Crop, Job, Sample, job_of
 from training.data.faults import Faults
 from training.data.plan import EpochPlan, Planned
 from training.data.pool import Pool
@@ -199,24 +199,15 @@ class Loader:
         return _Pending(epoch, index, planned, video, samples, is_padding, given_up)
 
     def _job(self, sample: int, epoch: int, index: int, planned: Planned) -> Job:
-        row = {name: self._catalogue.table[name][sample].as_py() for name in self._catalogue.table.column_names}
         bucket, settings = self.settings.buckets[planned.bucket], self.settings
-        own = row["how"] is not None
-        return Job(
-            url=self._catalogue.shards[row["shard"]].url,
-            key=row["key"],
-            video=(row["video_offset"], row["video_bytes"]),
-            text=None if row["text_offset"] is None else (row["text_offset"], row["text_bytes"]),
-            row=None if row["json_offset"] is None else (row["json_offset"], row["json_bytes"]),
-            decoder=decoder_for(settings.decoder),
-            size=(row["height"], row["width"]),
-            num_frames=row["num_frames"] if own else None,
-            length_s=row["num_frames"] / row["fps"],
+        return job_of(
+            self._catalogue,
+            sample,
+            settings,
             frames=1 if planned.is_image else bucket.frames,
             fps=None if planned.is_image else bucket.fps,
             crop=(bucket.height, bucket.width),
             draw=(settings.seed, epoch, f"image {index}" if planned.is_image else "clip"),
-            settings=(settings.crop, settings.zoom, settings.flip),
         )
 
     def _finish(self, pending: _Pending) -> Batch:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from curation.errors import CutroomError
 from shards.read import Catalogue
-from training.data.decode import Bad, Job, decoder_for
+from training.data.decode import Bad, Job, job_of
 from training.data.decode import Sample as Decoded
 from training.data.faults import Faults
 from training.data.pool import Pool
@@ -240,8 +240,8 @@ def _decoded(
     try:
         while True:
             for sample in itertools.islice(following, max(1, 2 * settings.workers) - len(ahead)):
-                frames, _, height, width, *_ = cut(settings, sample.view)
-                video = torch.empty((1, 3, frames, height, width), dtype=torch.uint8)
+                shape = cut(settings, sample.view)
+                video = torch.empty((1, 3, shape.frames, shape.height, shape.width), dtype=torch.uint8)
                 ahead.append((sample, video, pool.submit([_job(sample, catalogue, settings)], video.numpy())))
             if not ahead:
                 return
@@ -253,23 +253,16 @@ def _decoded(
 
 def _job(sample: Sample, catalogue: Catalogue, settings: DataSettings) -> Job:
     """What the loader would ask for this clip, except that chance depends on its content alone."""
-    row = {name: catalogue.table[name][sample.view.row].as_py() for name in catalogue.table.column_names}
-    frames, fps, height, width, crop, zoom, flip = cut(settings, sample.view)
-    return Job(
-        url=catalogue.shards[row["shard"]].url,
-        key=sample.latent,
-        video=(row["video_offset"], row["video_bytes"]),
-        text=None,
-        row=None,
-        decoder=decoder_for(settings.decoder),
-        size=(row["height"], row["width"]),
-        num_frames=row["num_frames"] if row["how"] is not None else None,
-        length_s=row["num_frames"] / row["fps"],
-        frames=frames,
-        fps=fps,
-        crop=(height, width),
+    shape = cut(settings, sample.view)
+    return job_of(
+        catalogue,
+        sample.view.row,
+        settings,
+        frames=shape.frames,
+        fps=shape.fps,
+        crop=(shape.height, shape.width),
         draw=(0, 0, "clip"),
-        settings=(crop, zoom, flip),
+        key=sample.latent,
     )
 
 

@@ -43,7 +43,7 @@ _PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclasses.dataclass(frozen=True)
-class Models:
+class Found:
     """What is known of the models before any is loaded.
 
     Attributes:
@@ -66,7 +66,7 @@ class Models:
 class Ready:
     """Everything is encoded: what the loop reads."""
 
-    models: Models
+    models: Found
     samples: list[Sample]
     judged: list[Sample]
     kept: Kept
@@ -75,7 +75,7 @@ class Ready:
     parts: Parts
 
 
-def find_models(config: TransformerTraining, *, before: Path | None = None) -> Models:
+def find_models(config: TransformerTraining, *, before: Path | None = None) -> Found:
     """The models that the settings name, and whether they go together.
 
     Args:
@@ -132,7 +132,7 @@ def find_models(config: TransformerTraining, *, before: Path | None = None) -> M
         # What is written says it, for samples are to be asked for with texts of the length that was learned.
         transformer = dataclasses.replace(transformer, max_text_seq_length=tokens)
     diffusion = config.diffusion or (Diffusion() if start is None else Diffusion.from_pretrained(start))
-    return Models(start, transformer, vae, vae_config, text, tokens, diffusion)
+    return Found(start, transformer, vae, vae_config, text, tokens, diffusion)
 
 
 def _part(config: TransformerTraining, pipeline: Path | None, part: str) -> Path:
@@ -177,7 +177,7 @@ def _check_transformer(config: TransformerTraining, transformer: TransformerConf
             raise UsageError(f"data.buckets: {error}") from error
 
 
-def prepare(config: TransformerTraining, *, cache: Path, before: Path | None, world: World, say: Say) -> Ready:
+def get_ready(config: TransformerTraining, *, cache: Path, before: Path | None, world: World, say: Say) -> Ready:
     """Encode what is not in the cache yet, on all ranks, and plan.
 
     Raises:
@@ -239,7 +239,7 @@ def prepare(config: TransformerTraining, *, cache: Path, before: Path | None, wo
     )
 
 
-def plan_of(config: TransformerTraining, models: Models, catalogue: Catalogue) -> Plan:
+def plan_of(config: TransformerTraining, models: Found, catalogue: Catalogue) -> Plan:
     """How the samples of a catalogue would fall into groups, if all of them could be read."""
     found = views(catalogue, config.data)
     return Plan(found, config.data, config.packing, models.transformer, models.vae_config, models.tokens)

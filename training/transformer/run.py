@@ -26,7 +26,7 @@ from training.transformer.contents import check_tags
 from training.transformer.diffusion import Diffusion
 from training.transformer.lora import add_lora
 from training.transformer.model import Transformer, checkpoint_blocks
-from training.transformer.prepare import Ready, prepare
+from training.transformer.prepare import Ready, get_ready
 from training.transformer.settings import (
     ConditionSettings,
     JudgeSettings,
@@ -152,7 +152,7 @@ def train_transformer(
             if stage.name and world.is_first:
                 say(f"stage {stage.name}")
             cache = Path(config.cache) if config.cache else output / "cache"
-            ready = prepare(config, cache=cache, before=None if encode_only else before, world=world, say=say)
+            ready = get_ready(config, cache=cache, before=None if encode_only else before, world=world, say=say)
             if not encode_only:
                 begun_from = progress_of(before) if before is not None else None
                 figures = _train(config, ready, folder, world, say, begun_from=begun_from, note=note)

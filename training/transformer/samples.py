@@ -69,11 +69,23 @@ def views(catalogue: Catalogue, settings: DataSettings) -> list[View]:
     return clips + images
 
 
-def cut(settings: DataSettings, view: View) -> tuple[int, float | None, int, int, str, float, float]:
+class Cut(NamedTuple):
     """What decides which pixels a view shows, besides the clip."""
+
+    frames: int
+    fps: float | None
+    height: int
+    width: int
+    crop: str
+    zoom: float
+    flip: float
+
+
+def cut(settings: DataSettings, view: View) -> Cut:
+    """What is cut out of a clip for a view."""
     bucket = settings.buckets[view.bucket]
     frames, fps = view.frames(settings), None if view.is_image else bucket.fps
-    return frames, fps, bucket.height, bucket.width, settings.crop, settings.zoom, settings.flip
+    return Cut(frames, fps, bucket.height, bucket.width, settings.crop, settings.zoom, settings.flip)
 
 
 def name(

@@ -36,7 +36,7 @@ MODEL = "transformer"
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Drawn:
     """A sample as the transformer reads it: scaled, and everything drawn.
 
     Attributes:
@@ -118,7 +118,7 @@ class TransformerTask(Task):
         return blocks(self._transformer)
 
     def loss(self, role: str, batch: LatentBatch, *, index: int, step: int, rng: torch.Generator) -> Loss:
-        ready = [self.prepare(loaded, step, place) for loaded, place in zip(batch.samples, batch.indices, strict=True)]
+        ready = [self.draw(loaded, step, place) for loaded, place in zip(batch.samples, batch.indices, strict=True)]
         total = self._diffusion.num_train_timesteps
         t = timesteps(seed=self._seed, step=step, total=batch.total, indices=batch.indices, num_train_timesteps=total)
         group = self._world.context
@@ -149,7 +149,7 @@ class TransformerTask(Task):
             self._flops[shape] = float(counter.get_total_flops())
         return self._flops[shape]
 
-    def errors(self, ready: Sequence[Prepared], t: Tensor, *, packed: bool) -> Tensor:
+    def errors(self, ready: Sequence[Drawn], t: Tensor, *, packed: bool) -> Tensor:
         """The loss of each sample at its timestep: (B,)."""
         noisy, targets = [], []
         for one, each in zip(ready, t[:, None], strict=True):
@@ -165,7 +165,7 @@ class TransformerTask(Task):
         out = self._transformer(torch.stack(noisy), torch.stack(texts), t, clean=mask)
         return losses(out, torch.stack(targets), clean=mask)
 
-    def prepare(self, loaded: Loaded, step: int, place: int) -> Prepared:
+    def draw(self, loaded: Loaded, step: int, place: int) -> Drawn:
         """Draw everything but the timestep for the sample at ``place`` of a step."""
         rng = self._rng("train", step, place)
         conditions = self._conditions
@@ -177,7 +177,7 @@ class TransformerTask(Task):
 
     def _ready(
         self, loaded: Loaded, rng: torch.Generator, *, drop_caption: bool, drop_image: bool, chances: list[float]
-    ) -> Prepared:
+    ) -> Drawn:
         config = self._transformer.config
         latents = scaled(self._drawn(loaded.mean, loaded.std, rng)[None], self._vae_config)
         latents, _ = fill_front(config, latents)
@@ -196,7 +196,7 @@ class TransformerTask(Task):
         text = loaded.text
         if text is None or drop_caption:
             text = torch.zeros(self._tokens, config.text_embed_dim)
-        return Prepared(
+        return Drawn(
             latents=self._to(latents[0]),
             noise=self._to(noise),
             text=self._to(text),
