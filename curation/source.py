@@ -16,8 +16,9 @@ _FORMATS = (
 )
 MOST_PIXELS = str(16384 * 8192)  # of a frame: four times 8K. FFmpeg refuses more before it allocates anything
 _OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, "max_pixels": MOST_PIXELS}
+_INDEXED = {"matroska", "mov"}
 # Of the others, program streams (mpeg) and MXF were seen to give other frames after a seek.
-_SEEKABLE = {"avi", "flv", "matroska", "mov", "mpegts"}
+_SEEKABLE = {*_INDEXED, "avi", "flv", "mpegts"}
 
 
 def open_source(path: str | os.PathLike[str]) -> InputContainer:
@@ -32,6 +33,11 @@ def open_source(path: str | os.PathLike[str]) -> InputContainer:
 def is_seekable(container: InputContainer) -> bool:
     """Whether timestamps are the same after a seek, as far as the container's kind tells."""
     return bool(_SEEKABLE & set(container.format.name.split(",")))
+
+
+def is_indexed(container: InputContainer) -> bool:
+    """Whether the container is of a kind that says of each packet when it is shown and where it lies."""
+    return bool(_INDEXED & set(container.format.name.split(",")))
 
 
 def moving_pictures(container: InputContainer) -> VideoStream | None:

@@ -33,7 +33,6 @@ _WIDEST_PIXEL = 16  # a pixel aspect ratio beyond this, or its inverse, is a dam
 _MOST_STEP_S, _LEAST_STEP_S = 600.0, 0.0005
 _MOST_BACK_S = 1.0  # smaller disorder is mended in passing
 _LEADS_S = (0.0, 2.0, 10.0)  # where there is no index, or a wrong one, seeking ends too late, or within a group
-_TINY_S = 0.001  # after the frame before, where a timestamp repeats: those that follow are right
 _MOST_S = 99_000.0  # 27.5 hours; the id of a clip has no room for more
 _MOST_REPEATS, _MOST_REPEATED_BYTES = 10, 16 << 20  # data that may come out of a file again and again
 
@@ -167,20 +166,14 @@ class Video:
 
     def _decode(self, *, sought: bool = False) -> Iterator[Frame]:
         """Decode onward from the current position; from the first whole picture on, if that was ``sought``."""
-        self.num_frames, last_s, step_s, damaged = 0, None, 1.0 / self._nominal_fps(), 0
+        self.num_frames = damaged = 0
         self._trust_timestamps()
         try:
-            for raw in self._raw_frames(sought=sought):
-                if self.num_frames == 0:
-                    self._look(raw)
+            for raw, t_s, step_s in self._timed(self._raw_frames(sought=sought)):
                 damaged += bool(raw.is_corrupt)
-                t_s = self._time(raw.pts, last_s, step_s)
-                if last_s is not None and not self._is_behind:
-                    step_s = t_s - last_s
                 if t_s > _MOST_S:
                     self.losses.append(f"reading stopped at {_MOST_S / 3600:g} hours")
                     break
-                last_s = t_s
                 self.end_s = t_s + self._shown_for(raw.duration, step_s)
                 self.num_frames += 1
                 yield Frame(self.num_frames - 1, t_s, raw, self.rotation, self._scalers)
@@ -217,38 +210,55 @@ class Video:
 
     def _trust_timestamps(self) -> None:
         self._left_out_s = 0.0  # jumps in the timestamps that were not believed; negative where they went back
-        self._is_behind = False  # whether the last frame's was not after the one before
         self._num_mended = self._num_jumps = self._num_back = 0
 
-    def _time(self, pts: int | None, last_s: float | None, step_s: float) -> float:
-        """When the frame is shown: by its timestamp, or where that cannot be, soon after the last one.
+    def _timed(self, raws: Iterator[VideoFrame]) -> Iterator[tuple[VideoFrame, float, float]]:
+        """Frames with the time at which each is shown, and the length of an ordinary step there, in seconds."""
+        last_s, step_s = None, 1.0 / self._nominal_fps()
+        raw = next(raws, None)
+        while raw is not None:
+            self._look(raw)
+            after = None
+            t_s = self._time(raw.pts, last_s, step_s)
+            if last_s is not None and t_s <= last_s + _LEAST_STEP_S:
+                after = next(raws, None)
+                t_s = self._between(t_s, last_s, None if after is None else after.pts, step_s)
+            elif last_s is not None:
+                step_s = t_s - last_s
+            yield raw, t_s, step_s
+            last_s, raw = t_s, after or next(raws, None)
 
-        A jump ahead that no film makes counts as one ordinary step. Of timestamps that are not after the one before,
-        the first may be alone in that, so the next is believed; when that is behind too, the clock was set back.
-        """
-        ordinary_s = min(step_s, 1.0 / self._nominal_fps())
+    def _time(self, pts: int | None, last_s: float | None, step_s: float) -> float:
+        """When a frame is shown by its timestamp. A jump ahead that no film makes counts as one ordinary step."""
         if pts is None or self._origin is None:
             self._num_mended += 1
-            return 0.0 if last_s is None else last_s + ordinary_s
+            return 0.0 if last_s is None else last_s + min(step_s, 1.0 / self._nominal_fps())
         told_s = self._seconds(pts - self._origin)
         if last_s is None:
             return told_s
         if self._left_out_s and _LEAST_STEP_S < told_s - last_s <= _MOST_STEP_S:
             self._left_out_s = 0.0  # only single frames were out of order
         t_s = told_s - self._left_out_s
-        if last_s + _LEAST_STEP_S < t_s <= last_s + _MOST_STEP_S:
-            self._is_behind = False
+        if t_s <= last_s + _MOST_STEP_S:
             return t_s
         self._num_mended += 1
-        if t_s > last_s:
-            self._num_jumps += 1
-            self._left_out_s = told_s - last_s - step_s
-            return last_s + step_s
-        if not self._is_behind:
-            self._is_behind = True
-            self._num_back += t_s < last_s - _MOST_BACK_S
-            return last_s + _TINY_S
-        self._left_out_s = told_s - last_s - ordinary_s
+        self._num_jumps += 1
+        self._left_out_s = told_s - last_s - step_s
+        return last_s + step_s
+
+    def _between(self, t_s: float, last_s: float, next_pts: int | None, step_s: float) -> float:
+        """When a frame is shown whose timestamp is not after the last one's: before the next frame, if that one's is.
+
+        Then the timestamp was the only wrong one; else the clock was set back.
+        """
+        self._num_mended += 1
+        self._num_back += t_s < last_s - _MOST_BACK_S
+        if next_pts is not None and self._origin is not None:
+            next_s = self._seconds(next_pts - self._origin) - self._left_out_s
+            if next_s > last_s + 2 * _LEAST_STEP_S:
+                return last_s + min(step_s, (next_s - last_s) / 2)
+        ordinary_s = min(step_s, 1.0 / self._nominal_fps())
+        self._left_out_s += t_s - last_s - ordinary_s
         return last_s + ordinary_s
 
     def _shown_for(self, ticks: int | None, step_s: float) -> float:

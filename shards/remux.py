@@ -18,13 +18,12 @@ from curation.errors import CutroomError, VideoError
 from curation.isolate import alive
 from curation.picture import Frame
 from curation.plan import ShardSettings
-from curation.source import moving_pictures, open_source
+from curation.source import is_indexed, moving_pictures, open_source
 from curation.video import Video
 from shards.audio import soundtrack
 from shards.mux import Movie
 from shards.picture import Span, displayed_size, output_size
 
-_CONTAINERS = {"matroska", "mov"}  # others hold packets in other forms, or do not tell where
 _CODECS = {"h264", "hevc", "vp9", "av1"}  # what MP4 holds and loaders read
 _SAME_TIME_S = 1e-4
 
@@ -66,7 +65,7 @@ def remux_clip(
     clip = _look(source, row, settings, threads)
     with contextlib.ExitStack() as open_files:
         container = open_files.enter_context(open_source(source))
-        if not _CONTAINERS & set(container.format.name.split(",")):
+        if not is_indexed(container):
             raise CannotCopyError(f"packets of {container.format.long_name} are not copied into MP4")
         stream = moving_pictures(container)
         assert stream is not None  # _look read it

@@ -243,10 +243,16 @@ def set_back(i: int) -> int:
     return 40 * i - 400 * (i >= 30)
 
 
+def disordered(i: int) -> int:
+    """As in an AVI file of H.264 with B-frames."""
+    return 40 * i - 60 * (i % 3 == 2)
+
+
 REPAIRS: dict[Callable[[int], int], Callable[[int], int]] = {
-    repeated: lambda i: repeated(i) + (i == 30),
-    repeated_after_a_pause: lambda i: repeated_after_a_pause(i) + (i == 30),
-    set_back: lambda i: 40 * i - 39 * (i >= 30),
+    repeated: lambda i: repeated(i) + 20 * (i == 30),
+    repeated_after_a_pause: lambda i: repeated_after_a_pause(i) + 20 * (i == 30),
+    set_back: lambda i: 40 * i,
+    disordered: lambda i: 40 * i,
 }
 
 

@@ -97,13 +97,13 @@ def _thorough(video: bytes, wanted: Wanted) -> Span:
 
 def _read_pyav(video: bytes, wanted: Wanted, *, quick: bool) -> Span | None:
     """A span; None if frames of it did not come. Not ``quick``: everything from the start is decoded."""
-    from curation.source import is_seekable
+    from curation.source import is_indexed
 
     with open_video(io.BytesIO(video), quick=quick) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         # Files without times of their own (AVI) have their frames counted.
-        counted = not is_seekable(container)
+        counted = not is_indexed(container)
         if counted and quick:
             return None
         names, times_s = _counted(container, stream) if counted else _timed(container, stream)
