@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
 
-from curation.errors import one_line
+from curation.errors import CutroomError, VideoError, one_line
 from shards.bytes import Bytes, RangeFile, file_name
 
 VIDEO_SUFFIXES = ("mp4", "webm", "mkv", "mov", "m4v", "avi")
@@ -192,6 +192,8 @@ def _sample(
         try:
             facts = probe(url, *video)
         except Exception as error:  # whatever a stranger's file does, it costs one sample
+            if isinstance(error, CutroomError) and not isinstance(error, VideoError):
+                raise  # no file is to blame that a child cannot be started
             faults.append(_unread("unreadable" if isinstance(error, OSError) else "crashed", name, error))
             return None
     if isinstance(facts, str):

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from curation.errors import UsageError, VideoError
+from curation.errors import CutroomError, UsageError, VideoError
 from shards.bytes import Bytes, RangeFile, beside, hidden
 from shards.read import expand, find_shards, read_catalogue
 from tests.training.data.made import clip, read_tar, row, sample, write_tar
@@ -324,6 +324,19 @@ def test_a_video_that_a_decoder_crashed_on_is_looked_at_again_and_a_bad_one_is_n
         assert [fault.reason for fault in first.faults] == ["crashed" if name == "sound" else "bad_video"]
         monkeypatch.setattr("shards.probe.Isolated", Here if name == "sound" else Crashing)
         assert len(read_catalogue(tmp_path / name, cache=tmp_path / "cache")) == (2 if name == "sound" else 1)
+
+
+def test_no_sample_is_to_blame_that_a_decoder_cannot_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unstarted(Here):
+        def call(self, *args: Any) -> Any:
+            raise CutroomError("the decoder's process cannot be started")
+
+    write_tar(tmp_path / "0.tar", [("stranger", {"mp4": clip()})])
+    monkeypatch.setattr("shards.probe.Isolated", Unstarted)
+    with pytest.raises(CutroomError, match="cannot be started"):
+        read_catalogue(tmp_path)
 
 
 def test_a_tar_that_lies_about_sizes_is_a_damaged_one(tmp_path: Path) -> None:
