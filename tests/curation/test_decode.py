@@ -98,8 +98,8 @@ def test_every_source_frame_is_decoded_exactly_once(
     decoded = []
     original = Video._raw_frames
 
-    def counting(self: Video) -> Any:
-        for frame in original(self):
+    def counting(self: Video, **options: Any) -> Any:
+        for frame in original(self, **options):
             decoded.append(self.path)
             yield frame
 
