@@ -17,9 +17,11 @@ from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
-from curation.errors import CutroomError, UsageError
+from curation.errors import CutroomError, UsageError, one_line
 from curation.stage import Needs
 from curation.table import Part
+
+_STARTS = 3  # of Ray, on a machine that is too busy for it
 
 EngineName = Literal["ray", "local"]
 
@@ -142,11 +144,19 @@ class RayEngine:
             if ray.is_initialized():
                 return
         local: dict[str, Any] = {} if self.address else {"include_dashboard": False}
-        try:
-            with _muted():
-                ray.init(address=self.address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
-        except ConnectionError as error:
-            raise UsageError(f"--address {self.address}: no Ray cluster answers there ({error})") from error
+        for attempt in range(1, _STARTS + 1):
+            try:
+                with _muted():
+                    ray.init(address=self.address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
+                break
+            except ConnectionError as error:
+                raise UsageError(f"--address {self.address}: no Ray cluster answers there ({error})") from error
+            except Exception as error:  # it waits for its own processes for 30 s, which a busy machine may outlast
+                ray.shutdown()
+                if attempt == _STARTS:
+                    raise CutroomError(
+                        f"Ray cannot be started ({one_line(error)}): try again when less runs here, or --engine local"
+                    ) from error
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.enable_operator_progress_bars = False

@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import pytest
 
-from curation.engine import LocalEngine, chunk, make_engine
-from curation.errors import UsageError
+from curation.engine import LocalEngine, RayEngine, chunk, make_engine
+from curation.errors import CutroomError, UsageError
 from curation.stage import Needs
 from curation.table import Part
 
@@ -107,6 +107,28 @@ def test_a_stage_that_breaks_its_contract_is_said_without_a_traceback(footage: P
     assert done.returncode == 1
     assert "stage 'liar' returned ['lie'], declared ['truth']" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of its own context
+@pytest.mark.parametrize("failures", [2, 3])
+def test_ray_that_does_not_start_at_once_is_started_again(failures: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    tries = []
+
+    def init(**options: object) -> None:
+        tries.append(options)
+        if len(tries) <= failures:
+            raise Exception("The current node timed out during startup.")  # as Ray does
+
+    monkeypatch.setattr(ray, "init", init)
+    engine = RayEngine()
+    if failures == 2:
+        engine._connect()
+    else:
+        with pytest.raises(CutroomError, match=r"Ray cannot be started .*timed out.* --engine local"):
+            engine._connect()
+    assert len(tries) == 3
 
 
 def test_an_address_where_nothing_answers_is_a_mistake() -> None:
