@@ -50,7 +50,7 @@ class Decode(Stage):
         self.grid_s = max(self.grid_s, 2 * (self.max_clip_s or 0.0))  # room for two clips
 
     def process(self, clips: pa.Table) -> pa.Table:
-        raise TypeError("decode works on videos; the run calls decode_video")
+        raise TypeError("decode works on videos, not on clips: see Decoder")
 
 
 class Decoded(NamedTuple):

@@ -225,8 +225,9 @@ def committed_parts(
             others.update({row["video"]: row for row in rows if row["video"] not in now})
             continue
         for row in rows:
-            there = now[row["video"]] if row["video"] in now else os.path.exists(os.path.join(base, row["video"]))
-            if not there or there not in (True, row["video_id"]):
+            video = row["video"]
+            is_there = now[video] == row["video_id"] if video in now else os.path.exists(os.path.join(base, video))
+            if not is_there:
                 row["video"] = by_content.get(row["video_id"], row["video"])  # moved or renamed
         # A path that holds something else by now has lost its old rows.
         rows = [row for row in rows if now.get(row["video"]) in (None, row["video_id"])]
