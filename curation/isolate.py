@@ -111,20 +111,21 @@ class Isolated:
         if self._num_calls >= _CALLS_PER_CHILD:
             self.close()
         if not self._asked(args):  # it has died meanwhile, of nothing that these arguments can be blamed for
-            self._stop()
             self.start()
             if not self._asked(args):
-                raise VideoError(f"the decoder crashed ({self._last_words()})")
+                raise VideoError("the decoder's process takes no work")
         self._num_calls += 1
         return self._answer(self._stall_s)
 
     def _asked(self, args: tuple[Any, ...]) -> bool:
-        """Whether there is a child that takes the work."""
-        if self._pipe is None or self._child is None or not self._child.is_alive():
+        """Whether a child has taken the work, and says so: one that is dying looks alive, and its pipe is open."""
+        if self._pipe is None:
             return False
         try:
             self._pipe.send(args)
-        except OSError:
+            self._answer(self._stall_s)
+        except (VideoError, OSError):
+            self._stop()
             return False
         return True
 
@@ -217,7 +218,7 @@ def _serve(pipe: Connection, beat: Any, worker: Worker, memory_bytes: int | None
             args = pipe.recv()
         except EOFError:
             return
-        alive()
+        _send(pipe, True, None)  # it has taken the work: what happens from here on may be the work's fault
         try:
             result = worker(*args)
         except Exception as error:
