@@ -36,6 +36,7 @@ from training.settings import Training
 from training.task import Batches, Task
 
 Say = Callable[[str], None]
+_LEARNT = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
 class TrainingError(CutroomError, RuntimeError):
@@ -57,7 +58,8 @@ class Trainer:
     In the folder: ``metrics.jsonl``, ``tensorboard/``, ``samples/``, ``checkpoints/`` and ``weights/``, which is the
     model as others open it, with averaged weights where an average is kept. Roles beside the model have a file each.
 
-    ``begun_from`` names the state of the weights that a stage begins with. A training does not go on from others.
+    ``begun_from`` names the weights that a training begins with. It does not go on from others. Frozen weights are not
+    stored: they are as they began.
     ``note`` is called by the first rank once there are weights, and not by a training that is refused.
     """
 
@@ -277,7 +279,7 @@ class Trainer:
         """Everything that is stored, as DCP takes it."""
         parts: dict[str, Any] = {}
         for name, role in self._task.roles.items():
-            model, optimiser = get_state_dict(role.module, self._optimisers[name])
+            model, optimiser = get_state_dict(role.module, self._optimisers[name], options=_LEARNT)
             parts[name] = {"model": model, "optimiser": optimiser}
             if name in self._averages:
                 parts[name]["average"] = self._averages[name].weights
@@ -332,8 +334,8 @@ class Trainer:
             )
         if about.get("begun_from") not in (None, self._begun_from):
             raise UsageError(
-                f"{self._folder} began with weights that have learnt on since: "
-                "remove it to train this stage anew, or take back what was changed in the one before"
+                f"{self._folder} began with other weights than it is given now: remove it to train anew, or take back "
+                "what was changed (the model that it starts from, or the stage before, which learnt on since)"
             )
         parts = self._parts()
         self._checkpoints.load(parts)
@@ -341,7 +343,11 @@ class Trainer:
             state, optimisers = parts[name], self._optimisers[name]
             asked = [_settings(optimiser) for optimiser in optimisers]
             set_state_dict(
-                role.module, optimisers, model_state_dict=state["model"], optim_state_dict=state["optimiser"]
+                role.module,
+                optimisers,
+                model_state_dict=state["model"],
+                optim_state_dict=state["optimiser"],
+                options=_LEARNT,
             )
             for optimiser, groups in zip(optimisers, asked, strict=True):  # as the file has them now
                 for group, settings in zip(optimiser.param_groups, groups, strict=True):

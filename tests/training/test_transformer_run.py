@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint import FileSystemReader
 from typer.testing import CliRunner
 
 from curation.cli import app
@@ -406,6 +407,30 @@ def test_additions_alone_are_trained_and_diffusers_loads_them(config: Path, star
     assert float((before - merged).abs().max()) > 1e-4
     untouched = "transformer_blocks.0.ff.net.2.weight"
     assert torch.equal(weights(tmp_path / "out")[untouched], Transformer.from_pretrained(start).state_dict()[untouched])
+
+
+def test_a_checkpoint_of_additions_is_without_the_model_that_must_stay_as_it_was(
+    config: Path, start: Path, tmp_path: Path
+) -> None:
+    def go(folder: str, steps: int) -> None:
+        changes = ["model.lora={rank: 2}", f"model.start={tmp_path / 'start'}", f"training.steps={steps}"]
+        train_transformer(config, tmp_path / folder, changes=changes, say=quiet)
+
+    shutil.copytree(start, tmp_path / "start")
+    go("whole", 4)
+    go("halves", 2)
+    go("halves", 4)
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "halves"))
+    (newest,) = sorted((tmp_path / "halves" / "checkpoints").iterdir())[-1:]
+    stored = FileSystemReader(newest).read_metadata().state_dict_metadata
+    names = {name for name in stored if name.startswith("transformer.model.")}
+    assert names
+    assert all(".lora_" in name for name in names)
+    other = Transformer.from_pretrained(tmp_path / "start")
+    torch.nn.init.zeros_(other.proj_out.bias)
+    other.save_pretrained(tmp_path / "start" / "transformer")
+    with pytest.raises(UsageError, match="halves began with other weights than it is given now"):
+        go("halves", 6)
 
 
 @pytest.mark.parametrize(

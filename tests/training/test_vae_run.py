@@ -267,7 +267,7 @@ def test_a_stage_does_not_go_on_from_another_than_it_began_with(config: Path, tm
     config.write_text(yaml.safe_dump(document))
     for _ in range(2):  # again is no mistake
         train_vae(config, tmp_path / "out", say=_quiet)
-    with pytest.raises(UsageError, match=r"long began with weights that have learnt on since: remove it"):
+    with pytest.raises(UsageError, match=r"long began with other weights than it is given now: remove it"):
         train_vae(config, tmp_path / "out", changes=["training.steps=4"], say=_quiet)
 
 

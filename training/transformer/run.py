@@ -24,6 +24,7 @@ from training.transformer.attention import attention, check_learns
 from training.transformer.batches import LatentBatches, Loaded
 from training.transformer.contents import check_tags
 from training.transformer.diffusion import Diffusion
+from training.transformer.encode import digest_of
 from training.transformer.lora import add_lora
 from training.transformer.model import Transformer, checkpoint_blocks
 from training.transformer.prepare import Ready, get_ready
@@ -186,6 +187,7 @@ def _train(
     model.config = models.transformer  # with the tokens of a text
     scales = None
     if lora := config.model.lora:
+        begun_from = digest_of(model)
         scales = add_lora(model, rank=lora.rank, alpha=lora.alpha, targets=lora.targets)
     if config.packing:
         model.attention = attention(config.packing.attention)
