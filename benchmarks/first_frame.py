@@ -56,6 +56,7 @@ from training.quality import psnr
 from training.transformer.given import read_video
 
 _WANTED = 25.0  # dB
+_COLOURS = 6
 _DRAWN = 16
 _FPS = 8.0
 
@@ -113,9 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--vae-set", action="append", default=[])
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
-    videos, scenes = world.real(args.folder, args.pictures)
+    videos, scenes = world.real(args.folder, args.pictures, colours=_COLOURS)
     given = [video[0] for video in videos]
-    args.set, args.shuffled = ["model.size=debug_i2v", *args.set], False
+    args.set, args.shuffled, args.colours = ["model.size=debug_i2v", *args.set], False, _COLOURS
     vae, weights = world.train(args, args.folder)
     sampling = ["--steps", str(args.steps), "--guidance", str(args.guidance), "--solver", "ddim"]
     rebuilt = [video[0] for video in world.reconstructed(vae, [picture[None] for picture in given])]

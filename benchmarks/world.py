@@ -1,7 +1,7 @@
 """Whether a model trained from footage to samples makes what the words say: on a generated world whose truth is known.
 
-    python -m benchmarks.world [--folder DIR] [--clips N] [--vae-minutes M] [--minutes M] [--asked N] [--shuffled]
-                               [--set NAME=VALUE]... [--vae-set NAME=VALUE]...
+    python -m benchmarks.world [--folder DIR] [--colours 6|12] [--clips N] [--vae-minutes M] [--minutes M] [--asked N]
+                               [--shuffled] [--set NAME=VALUE]... [--vae-set NAME=VALUE]...
 
 Clips of one moving shape, with true captions, go into shards; the debug VAE learns them, then the debug transformer on
 its latents, and videos are made for captions of combinations of colour and shape that were never shown in training.
@@ -77,14 +77,14 @@ _DRAWN = 24
 _CLIPS_A_STEP, _WORDS = 32, 12
 
 
-def write_shards(folder: Path, count: int, *, shuffled: bool) -> Path:
+def write_shards(folder: Path, count: int, *, colours: int, shuffled: bool) -> Path:
     """Shards of ``count`` clips with their captions, or with those of other clips."""
-    clips = folder / f"films-{count}"
-    films = write_films(clips, count, clips=1, side=SIDE, grain=False, simple=True)
+    clips = folder / f"films-{colours}-{count}"
+    films = write_films(clips, count, clips=1, side=SIDE, grain=False, simple=True, colours=colours)
     captions = [films[name][0].caption for name in sorted(films)]
     if shuffled:
         captions = [captions[i] for i in np.random.default_rng(0).permutation(len(captions))]
-    place = folder / (f"shards-{count}-shuffled" if shuffled else f"shards-{count}")
+    place = folder / f"shards-{colours}-{count}{'-shuffled' if shuffled else ''}"
     if (place / "done").exists():
         return place
     place.mkdir(parents=True, exist_ok=True)
@@ -140,12 +140,13 @@ def right(videos: Sequence[np.ndarray], truth: Sequence[Scene]) -> dict[str, flo
     }
 
 
-def real(folder: Path, count: int) -> tuple[list[np.ndarray], list[Scene]]:
+def real(folder: Path, count: int, *, colours: int) -> tuple[list[np.ndarray], list[Scene]]:
     """Clips that were never trained on, of unseen combinations, as they come out of their files."""
-    films = write_films(folder / "real", count, clips=1, side=SIDE, seed=77, new=True, grain=False, simple=True)
+    place = folder / f"real-{colours}"
+    films = write_films(place, count, clips=1, side=SIDE, seed=77, new=True, grain=False, simple=True, colours=colours)
     videos = []
     for name in sorted(films):
-        with av.open(str(folder / "real" / name)) as container:
+        with av.open(str(place / name)) as container:
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         videos.append(np.stack(frames[:FRAMES]))
     return videos, [films[name][0] for name in sorted(films)]
@@ -188,7 +189,7 @@ def asked(weights: Path, wanted: Sequence[Scene], *, steps: int, guidance: float
 
 def train(args: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
     """Shards, VAE and transformer; the two folders of weights."""
-    shards = write_shards(folder, args.clips, shuffled=False)
+    shards = write_shards(folder, args.clips, colours=args.colours, shuffled=False)
     bucket = f"{{frames: {FRAMES}, height: {SIDE}, width: {SIDE}, batch_size: {_CLIPS_A_STEP}}}"
     # All clips are of one size, so that there is nothing to pack; and no caption is longer.
     common = [f"data.buckets=[{bucket}]", "data.workers=0", "data.images=0.0", "data.held_out=0.02"]
@@ -199,7 +200,7 @@ def train(args: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
     train_vae(recipe, folder / "vae", changes=vae_changes, say=_say)
     vae = folder / "vae" / "videos" / "weights"
     name = "transformer-shuffled" if args.shuffled else "transformer"
-    shards = write_shards(folder, args.clips, shuffled=args.shuffled)
+    shards = write_shards(folder, args.clips, colours=args.colours, shuffled=args.shuffled)
     changes = [
         *common,
         f"data.shards={shards}",
@@ -225,6 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Read the arguments, and run. Returns the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("cutroom-simple-world"))
+    parser.add_argument("--colours", type=int, choices=(6, 12), default=12)
     parser.add_argument("--clips", type=int, default=3000)
     parser.add_argument("--vae-minutes", type=float, default=6.0)
     parser.add_argument("--minutes", type=float, default=12.0)
@@ -237,8 +239,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--vae-set", action="append", default=[])
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
-    videos, truth = real(args.folder, args.asked)
-    results: dict[str, Any] = {"chance": {name: round(1 / len(ATTRIBUTES[name]), 3) for name in _ASKED}}
+    videos, truth = real(args.folder, args.asked, colours=args.colours)
+    numbers = {name: len(ATTRIBUTES[name]) for name in _ASKED} | {"colour": args.colours}
+    results: dict[str, Any] = {"chance": {name: round(1 / number, 3) for name, number in numbers.items()}}
     results["real"] = right(videos, truth)
     print(json.dumps(results), flush=True)
     vae, weights = train(args, args.folder)
@@ -246,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     results["grid_loss"] = [losses[0], losses[-1]]  # of clips held out, before and after
     results["reconstructed"] = right(reconstructed(vae, videos), truth)
     for name, new in (("unseen", True), ("seen", False)):
-        wanted = list(scenes(args.asked, seed=99, new=new, simple=True))
+        wanted = list(scenes(args.asked, seed=99, new=new, simple=True, colours=args.colours))
         made = asked(weights, wanted, steps=args.steps, guidance=args.guidance)
         results[name] = right(made, wanted)
         kind = "shuffled" if args.shuffled else "true"

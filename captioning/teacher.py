@@ -20,8 +20,8 @@ import cv2
 import numpy as np
 
 from captioning.requests import Request
-from captioning.world import CAMERAS, DIRECTIONS, SHAPES, silhouette
-from curation.painting import BACKGROUNDS, COLOURS
+from captioning.world import CAMERAS, DIRECTIONS, SHAPES, TONES, silhouette
+from curation.painting import BACKGROUNDS
 
 _LIGHT = (0.88, 1.07)  # the colour of a shape, brighter or darker
 _SIZES = (0.36, 0.40, 0.44)  # of the height, from the middle of a shape to its outline
@@ -93,7 +93,7 @@ def _look(jpeg: bytes) -> _Seen:
     if letters:
         free[foot - 1 :] = False
     grounds = {name: _distance(picture, *tones) for name, tones in BACKGROUNDS.items()}
-    colours = {name: _distance(picture, *np.outer(_LIGHT, tone)) for name, tone in COLOURS.items()}
+    colours = {name: _distance(picture, *np.outer(_LIGHT, tone)) for name, tone in TONES.items()}
     names = [*grounds, *colours]
     nearest = np.argmin([*grounds.values(), *colours.values()], axis=0)
     counts = dict(zip(names, np.bincount(nearest[free], minlength=len(names)), strict=True))

@@ -10,6 +10,9 @@ equally often for every direction, and no single frame gives the direction away.
 In the ``simple`` world the camera stands still, nothing is written, and shapes set out from near the middle: there a
 model learns to make videos within minutes. (In the other, noise that hides the direction hides the shape's place too,
 so that the word for the direction tells a denoiser next to nothing.)
+
+Shapes have one of six colours, or of more, up to twelve: the more colours a shape was seen in, the better can a model
+tell the shape from the colour, and put together two that it never saw together.
 """
 
 from __future__ import annotations
@@ -35,11 +38,20 @@ from curation.painting import BACKGROUNDS, COLOURS, paint
 from curation.table import CAPTIONS, CLIPS, FRAMES, VIDEOS, Part, Store, conform, extend
 
 SHAPES = ("circle", "bar", "cross", "ring")
+TONES = {  # RGB; of as many of these as are asked for are the shapes
+    **COLOURS,
+    "black": (26, 26, 30),
+    "pink": (244, 156, 200),
+    "turquoise": (40, 196, 186),
+    "lime": (186, 230, 50),
+    "brown": (100, 58, 36),
+    "magenta": (214, 40, 150),
+}
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 CAMERAS = {"static": 0, "pans left": 1, "pans right": -1}  # which way the background goes
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "shape": SHAPES,
-    "colour": tuple(COLOURS),
+    "colour": tuple(TONES),
     "direction": tuple(DIRECTIONS),
     "background": tuple(BACKGROUNDS),
     "camera": tuple(CAMERAS),
@@ -81,13 +93,16 @@ class Scene:
 def unseen(look: tuple[str, str]) -> bool:
     """Whether a combination of colour and shape is kept out of training: one in six, each colour and shape alike."""
     colour, shape = look
-    return (list(COLOURS).index(colour) + SHAPES.index(shape)) % len(COLOURS) == 0
+    return (list(TONES).index(colour) + SHAPES.index(shape)) % 6 == 0
 
 
-def scenes(count: int, *, seed: int = 0, new: bool | None = False, simple: bool = False) -> Iterator[Scene]:
+def scenes(
+    count: int, *, seed: int = 0, new: bool | None = False, simple: bool = False, colours: int = len(COLOURS)
+) -> Iterator[Scene]:
     """Draw scenes. ``new``: of combinations kept out of training, or not, or (None) of all."""
     random = np.random.default_rng(seed)
-    looks = [look for look in itertools.product(COLOURS, SHAPES) if new is None or unseen(look) == new]
+    names = list(TONES)[:colours]
+    looks = [look for look in itertools.product(names, SHAPES) if new is None or unseen(look) == new]
     for _ in range(count):
         colour, shape = looks[random.integers(len(looks))]
         scene = Scene(
@@ -115,7 +130,7 @@ def draw(scene: Scene, *, seed: int, side: int = 48, grain: bool = True, simple:
     pan = random.uniform(0.04, 0.06) * side * CAMERAS[scene.camera]
     mask = silhouette(scene.shape, round(size * side), side)
     step = np.array(DIRECTIONS[scene.direction], np.float64)
-    colour = np.array(COLOURS[scene.colour], np.float32) * random.uniform(0.9, 1.05)
+    colour = np.array(TONES[scene.colour], np.float32) * random.uniform(0.9, 1.05)
     frames = np.empty((_FRAMES, side, side, 3), np.uint8)
     for k in range(_FRAMES):
         behind = _shifted(world, pan * k, 0.0)
@@ -222,6 +237,7 @@ def write_films(
     new: bool | None = False,
     grain: bool = True,
     simple: bool = False,
+    colours: int = len(COLOURS),
 ) -> dict[str, list[Scene]]:
     """Encode films of clips of 2 s without transitions, nearly without loss; files that are there already stay.
 
@@ -233,13 +249,14 @@ def write_films(
         new: see ``scenes``.
         grain: see ``draw``; what is to be learnt by a VAE in minutes has none.
         simple: of the simple world.
+        colours: that shapes may have: how many of ``TONES``.
 
     Returns:
         The truth: file name -> its scenes in order.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    drawn, films = scenes(count * clips, seed=seed, new=new, simple=simple), {}
+    drawn, films = scenes(count * clips, seed=seed, new=new, simple=simple, colours=colours), {}
     for number in range(count):
         name = f"film_{number:03d}.mp4"
         films[name] = list(itertools.islice(drawn, clips))

@@ -21,7 +21,7 @@ def test_a_picture_off_by_so_many_levels_has_the_psnr_of_the_formula() -> None:
 
 
 def test_a_file_costs_a_first_frame_little_and_another_picture_is_far(tmp_path: Path) -> None:
-    given = [video[0] for video in real(tmp_path, 6)[0]]
+    given = [video[0] for video in real(tmp_path, 6, colours=6)[0]]
     coded = near([through_a_file(picture[None], tmp_path)[0] for picture in given], given)
     assert coded["worst"] > 30
     assert near([*given[1:], given[0]], given)["mean"] < 20

@@ -11,8 +11,9 @@ from benchmarks.world import main, read, real, right, write_shards
 from tests.training.data.made import read_tar
 
 
-def test_the_reader_is_right_about_real_clips(tmp_path: Path) -> None:
-    videos, truth = real(tmp_path, 24)
+@pytest.mark.parametrize("colours", [6, 12])
+def test_the_reader_is_right_about_real_clips(colours: int, tmp_path: Path) -> None:
+    videos, truth = real(tmp_path, 24, colours=colours)
     assert right(videos, truth) == dict.fromkeys(("colour", "shape", "direction", "background"), 1.0)
 
 
@@ -22,7 +23,9 @@ def test_the_reader_sees_nothing_in_noise() -> None:
 
 
 def test_the_control_has_the_same_clips_with_the_captions_of_others(tmp_path: Path) -> None:
-    shards = [read_tar(write_shards(tmp_path, 30, shuffled=shuffled) / "000000.tar") for shuffled in (False, True)]
+    shards = [
+        read_tar(write_shards(tmp_path, 30, colours=12, shuffled=shuffled) / "000000.tar") for shuffled in (False, True)
+    ]
     assert all(shards[0][key]["mp4"] == shards[1][key]["mp4"] for key in shards[0])
     captions = [[sample["txt"] for sample in shard.values()] for shard in shards]
     assert sorted(captions[0]) == sorted(captions[1])
@@ -33,7 +36,7 @@ def test_the_control_has_the_same_clips_with_the_captions_of_others(tmp_path: Pa
 @pytest.mark.timeout(2400)
 def test_samples_have_the_asked_colour_and_background_and_those_of_shuffled_captions_have_not(tmp_path: Path) -> None:
     """The first minutes of learning, in steps, so that a loaded machine changes nothing."""
-    common = ["--folder", str(tmp_path), "--clips", "500", "--asked", "40", "--threads", "1"]
+    common = ["--folder", str(tmp_path), "--colours", "6", "--clips", "500", "--asked", "40", "--threads", "1"]
     for role in ("--vae-set", "--set"):
         common += [role, "training.minutes=null"]
     common += ["--vae-set", "training.steps=230", "--set", "training.steps=500"]

@@ -245,6 +245,7 @@ def lists(*stages: list[str]) -> list[str]:
     return [f"ask: {{MODEL, questions: [{', '.join(f'{{{question}}}' for question in asked)}]}}" for asked in stages]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after", "asked"),
     [

@@ -140,6 +140,7 @@ def test_a_clip_that_the_server_refuses_fails_with_its_reason_and_is_not_asked_a
     assert "this question is too long" in failed["error"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "breaks",
     [{"gone_after": 47}, {"status_after": (47, 401)}, {"status_after": (47, 404)}, {"status_after": (47, 429)}],
@@ -173,6 +174,7 @@ def test_an_endpoint_that_is_not_there_stops_the_request_before_work(tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_another_prompt_asks_again_and_another_url_does_not(tmp_path: Path) -> None:
     footage = films(tmp_path / "films", num_films=2, num_clips=2)
     output = tmp_path / "out"

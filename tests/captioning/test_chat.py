@@ -56,6 +56,7 @@ def requests(build: Builder) -> list[Request]:
     return [*words, *seen, video(10), video(20, count=4, prompt="A red circle")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", ALL, ids=lambda build: build.__name__)
 def test_batched_answers_equal_those_one_by_one(build: Builder, models: Any) -> None:
     model, processor = models(build)

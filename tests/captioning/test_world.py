@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 from pathlib import Path
@@ -55,15 +56,17 @@ def test_a_single_frame_tells_nothing_of_the_direction(place: int) -> None:
         assert abs(blocks[:3].mean() - blocks[3:].mean()) < 0.015
 
 
-def test_some_combinations_are_kept_for_later() -> None:
-    known = {scene.look for scene in scenes(3000, seed=1)}
-    new = {scene.look for scene in scenes(300, seed=1, new=True)}
-    assert len(known) == 20
-    assert len(new) == 4
+@pytest.mark.parametrize("colours", [6, 12])
+def test_some_combinations_are_kept_for_later(colours: int) -> None:
+    known = {scene.look for scene in scenes(3000, seed=1, colours=colours)}
+    new = {scene.look for scene in scenes(300, seed=1, new=True, colours=colours)}
+    assert len(known) + len(new) == 4 * colours
+    assert len(new) == 4 * colours / 6
     assert not known & new
     assert all(map(unseen, new))
-    assert {shape for _, shape in new} == set(ATTRIBUTES["shape"])  # each shape and no colour twice
-    assert len({colour for colour, _ in new}) == 4
+    shapes = collections.Counter(shape for _, shape in new)
+    assert shapes == dict.fromkeys(ATTRIBUTES["shape"], colours // 6)  # each shape alike and no colour twice
+    assert len({colour for colour, _ in new}) == len(new)
 
 
 def test_the_same_seed_makes_the_same_tables(tmp_path: Path) -> None:

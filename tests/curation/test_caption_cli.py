@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 
 from captioning.examples import read_examples
 from captioning.small import Size, make_small
 from captioning.world import PROMPT, make_world
+from curation.cli import app
 
 SIZE = Size(vision_layers=1, layers=1, vision_width=32, width=32, heads=2)
 
@@ -67,9 +69,12 @@ def test_options_reach_the_training_and_the_record_is_printed(place: Path) -> No
         (["out", "--base", "base", "--output", "x", "--device", "cuda:99"], "--device cuda:99"),
     ],
 )
-def test_a_mistake_ends_with_status_2(place: Path, words: list[str], says: str) -> None:
-    done = cutroom("distill", *words, cwd=place)
-    assert done.returncode == 2
+def test_a_mistake_ends_with_status_2(
+    place: Path, words: list[str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    done = CliRunner().invoke(app, ["caption", "distill", *words])
+    assert done.exit_code == 2
     assert says in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert not (place / "x").exists()

@@ -213,6 +213,7 @@ def test_ranges_are_no_shorter_than_two_clips() -> None:
     assert Decode(max_clip_s=None).grid_s == Decode().grid_s == 120.0
 
 
+@pytest.mark.slow
 def test_clips_of_a_film_that_moved_meanwhile_know_where_it_lies(film: Path, config: Path, tmp_path: Path) -> None:
     plan, store = load_plan("film", config), Store(tmp_path)
     row = {"video": str(film), "video_id": "3" * 24, "duration_s": 50.0, "bytes": film.stat().st_size}
@@ -241,6 +242,7 @@ def test_what_goes_wrong_in_a_range_is_left_to_one_pass(
     assert ranges.take(row, "m") is None
 
 
+@pytest.mark.slow
 def test_a_range_part_says_how_much_footage_it_is(film: Path, config: Path, tmp_path: Path) -> None:
     plan, store = load_plan("film", config), Store(tmp_path)
     step = DecodeRange(plan, str(store.root), "/")

@@ -492,6 +492,7 @@ def test_a_worker_whose_run_was_killed_fails_no_video_of_the_next(
     assert not list((tmp_path / "out" / "videos").glob("*.parquet"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["decoded", "frames", "clips", "videos", "on the disk"])
 def test_a_worker_whose_run_was_killed_commits_nothing(
     moment: str, footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -268,6 +268,7 @@ def test_embeddings_of_a_run_that_was_killed_are_not_taken_for_those_of_another(
         assert vectors_of(output) == before, kind
 
 
+@pytest.mark.slow
 def test_vectors_of_one_encoder_never_lie_under_the_name_of_another(
     footage: Path, config: Path, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,6 +325,7 @@ def vectors_of(output: Path) -> dict[str, list[float]]:
     return dict(pair for ids, rows in Store(output).vectors() for pair in zip(ids, rows.tolist(), strict=True))
 
 
+@pytest.mark.slow
 def test_embeddings_outlive_a_stage_over_the_whole_table(
     footage: Path, config: Path, tmp_path: Path, encoded: list[int]
 ) -> None:

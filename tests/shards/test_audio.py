@@ -85,6 +85,7 @@ def settings(request: pytest.FixtureRequest) -> Iterator[ShardSettings]:
     yield ShardSettings(audio="keep", video=request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("suffix", "codec", "rate", "layout"),
     [

@@ -34,6 +34,7 @@ def assert_same(found: tuple[Tensor, dict[str, Tensor]], expected: tuple[Tensor,
         assert gradient_apart(found[1][name], gradient) < 1e-10, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_shared_tokens_have_loss_and_gradients_of_one_process(case: str, ranks: list[dict[str, Any]]) -> None:
     expected = alone(case)

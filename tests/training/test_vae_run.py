@@ -271,6 +271,7 @@ def test_a_stage_does_not_go_on_from_another_than_it_began_with(config: Path, tm
         train_vae(config, tmp_path / "out", changes=["training.steps=4"], say=_quiet)
 
 
+@pytest.mark.slow
 def test_what_is_held_out_and_bad_ends_nothing(config: Path, tmp_path: Path) -> None:
     place = tmp_path / "shards"
 
