@@ -371,7 +371,9 @@ def _say_transformer_preflight(reports: dict[str, TransformerPreflight], *, json
         full = "" if report.fill is None else f", filled to {report.fill:.1%}"
         console.print(f"{name or 'An epoch'}: {report.groups} {report.unit}{full}; {report.steps} steps")
         if report.long_captions:
-            console.print(f"{report.long_captions} captions have more than {report.words} tokens and are cut")
+            console.print(
+                f"the captions of {report.long_captions} clips have more than {report.words} tokens and are cut"
+            )
 
 
 def _table(report: Preflight) -> Any:

@@ -100,7 +100,6 @@ class Trainer:
             if role.averaged and training.ema is not None
         }
         self._checkpoints = Checkpoints(folder / "checkpoints", keep=training.keep_checkpoints, world=world)
-        self._flops: dict[Any, float] = {}  # of a batch, by its shape
         self.state = State()
 
     def train(self) -> dict[str, float]:
@@ -151,6 +150,11 @@ class Trainer:
                 f"rank {self._world.rank} has found other samples than the first one: "
                 "see to it that every machine reads the same shards, and start again"
             )
+        if self._world.of_first(self._begun_from) != self._begun_from:
+            raise TrainingError(
+                f"rank {self._world.rank} begins with other weights than the first one: "
+                "see to it that every machine reads the same model, and start again"
+            )
 
     def _share(self) -> float:
         """How much of the training is over."""
@@ -189,7 +193,7 @@ class Trainer:
         seconds = waited + watch.lap()
         self.state.step += 1
         self.state.seconds += seconds
-        peak, flops = peak_flops(self._world.device), sum(self._flops_of(batch) for batch in taken)
+        peak, flops = peak_flops(self._world.device), sum(task.flops(batch) for batch in taken)
         first = next(iter(task.roles.values()))
         return {
             **dict(zip(sums, totals, strict=True)),
@@ -256,13 +260,6 @@ class Trainer:
         # The copies that autocast would keep are of all weights that FSDP2 gathers, one block at a time.
         is_spread = self._world.size > 1 and any(role.sharded for role in self._task.roles.values())
         return torch.autocast(self._world.device.type, torch.bfloat16, cache_enabled=not is_spread)
-
-    def _flops_of(self, batch: Any) -> float:
-        """Operations of the model for a batch; counted once for batches of one shape."""
-        shape = self._task.shape(batch)
-        if shape not in self._flops:
-            self._flops[shape] = self._task.flops(batch)
-        return self._flops[shape]
 
     def _judge(self, metrics: Metrics | None) -> dict[str, float]:
         name = next(iter(self._task.roles))
@@ -332,7 +329,7 @@ class Trainer:
             raise UsageError(
                 f"{self._folder} holds a training of another model: choose another --output, or remove the folder"
             )
-        if about.get("begun_from") not in (None, self._begun_from):
+        if about["begun_from"] != self._begun_from:
             raise UsageError(
                 f"{self._folder} began with other weights than it is given now: remove it to train anew, or take back "
                 "what was changed (the model that it starts from, or the stage before, which learnt on since)"

@@ -39,8 +39,8 @@ def optimisers(module: nn.Module, settings: OptimiserSettings, *, offload: bool 
         {"params": [w for w in weights.values() if w.dim() > 1], "weight_decay": settings.weight_decay},
         {"params": [w for w in weights.values() if w.dim() <= 1], "weight_decay": 0.0},
     ]
-    filled = [group for group in groups if group["params"]]
-    found.append(adam(filled, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps))
+    if filled := [group for group in groups if group["params"]]:  # Muon may have all: those of LoRA are matrices
+        found.append(adam(filled, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps))
     return found
 
 

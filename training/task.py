@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -87,14 +87,11 @@ class Task(abc.ABC):
         """Frames of its videos; 0 where it has none."""
         return 0
 
-    @abc.abstractmethod
-    def shape(self, batch: Any) -> Hashable:
-        """What decides how much there is to compute for a batch."""
-
     def flops(self, batch: Any) -> float:
         """Operations of this rank for a batch, forward and backward, of the model alone; 0 where they are not counted.
 
-        Not to be counted while training: the counter takes compound operations apart, which rounds otherwise.
+        Asked at every step, so that they are to be kept by shape. Not to be counted while training: the counter takes
+        compound operations apart, which rounds otherwise.
         """
         return 0.0
 

@@ -339,6 +339,13 @@ def test_offloaded_optimisers_learn_and_go_on_bit_for_bit(
         assert _equal(_weights(tmp_path / "without"), _weights(folder))
 
 
+def test_muon_alone_learns_a_model_of_matrices() -> None:
+    """As the additions of LoRA are."""
+    module = torch.nn.Linear(6, 8, bias=False)
+    (muon,) = optimisers(module, OptimiserSettings(muon=1e-2), offload=False)
+    assert muon.param_groups[0]["params"] == [module.weight]
+
+
 def test_offloaded_state_is_where_the_weights_are_during_a_step_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the device ``meta``, which stands for a GPU: nothing is computed there, but everything lies somewhere."""
     monkeypatch.setattr(offload, "_home", lambda value: torch.zeros_like(value, device="cpu"))

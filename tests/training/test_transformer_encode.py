@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -97,6 +98,15 @@ def test_other_weights_of_the_vae_encode_all_clips_and_no_text(place: Path) -> N
 def test_what_decides_latents_is_in_their_name_and_nothing_else(change: str, clips: int, place: Path) -> None:
     _prepare(place)
     assert _encoded(_prepare(place, change)[1]) == (clips, 0)
+
+
+def test_equal_weights_of_a_vae_that_computes_otherwise_have_another_name() -> None:
+    torch.manual_seed(0)
+    vaes = [VAE(TINY_VAE), VAE(dataclasses.replace(TINY_VAE, norm_eps=1e-3))]
+    vaes[1].load_state_dict(vaes[0].state_dict())
+    rest = {"chunks": None, "tiles": None, "precision": "fp32", "noise": None, "device": torch.device("cpu")}
+    first, second = (LatentEncoder(vae, **rest).name for vae in vaes)  # type: ignore[arg-type]
+    assert first != second
 
 
 def _scored(place: Path, **scores: object) -> None:
@@ -223,6 +233,25 @@ def test_a_clip_has_the_same_latents_with_whomever_it_is_encoded(size: tuple[int
             posterior = vae.encode(videos[i][None].float() / 127.5 - 1, chunks=Chunks())
         assert torch.allclose(clips[i][0], posterior.mean[0].half(), atol=1e-2)
     assert encoder.clips([]) == []
+
+
+@pytest.mark.parametrize("noise", [(-3.0, 0.5), None])
+def test_first_frames_are_encoded_with_noise_of_the_asked_strength(
+    noise: tuple[float, float] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae, seen = VAE(TINY_VAE), list[torch.Tensor]()
+    encode = vae.encode
+    monkeypatch.setattr(vae, "encode", lambda x, **more: (seen.append(x), encode(x, **more))[1])
+    encoder = LatentEncoder(vae, chunks=Chunks(), tiles=None, precision="fp32", noise=noise, device=torch.device("cpu"))
+    videos = [torch.randint(256, (3, 5, 32, 48), dtype=torch.uint8) for _ in range(200)]
+    encoder.first_frames(videos, [f"{number:015x}" for number in range(200)])
+    added = torch.cat(seen) - torch.stack(videos)[:, :, :1] / 127.5 + 1
+    if noise is None:
+        assert not added.any()
+        return
+    strengths = added.flatten(1).std(dim=1).log()
+    assert abs(float(strengths.mean()) - noise[0]) < 0.15
+    assert abs(float(strengths.std()) - noise[1]) < 0.1
 
 
 def test_a_clip_that_cannot_be_decoded_costs_itself_and_only_once(place: Path) -> None:

@@ -27,7 +27,7 @@ from tests.training.transformer_helpers import (
 from training.transformer.config import SIZES, TransformerConfig, size
 from training.transformer.model import Transformer, blocks, checkpoint_blocks
 from training.transformer.patches import fill_front, patchify, unpatchify
-from training.transformer.positions import rotary
+from training.transformer.positions import rotary, rotate
 
 FLAT = ["2b", "2b_i2v", "5b"]  # of 1.0, any size
 GRIDS = [(1, 8, 12), (3, 8, 12), (2, 4, 4), (5, 6, 14), (4, 12, 6), (3, 10, 16)]  # the base size is (3, 8, 12)
@@ -84,6 +84,19 @@ def test_rotary_positions_of_any_size_equal_diffusers(name: str, picture: tuple[
     turns = rotary(config, grid, device=torch.device("cpu"))
     assert apart(turns[..., 0], cos[:, ::2]) < 1e-6
     assert apart(turns[..., 1], sin[:, 1::2]) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_what_is_compiled_turns_alike(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    x, angles = torch.randn(2, 5, 3, 8, dtype=dtype), torch.randn(5, 4)
+    turns = torch.stack([angles.cos(), angles.sin()], dim=-1).to(
+        torch.float64 if dtype == torch.float64 else torch.float32
+    )
+    eager = rotate(x, turns)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert rotate(x, turns).dtype == eager.dtype == dtype
+    assert apart(rotate(x, turns), eager) < 1e-6
 
 
 @pytest.mark.parametrize("name", SIZES)

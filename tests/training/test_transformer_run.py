@@ -72,30 +72,44 @@ def test_four_and_four_steps_are_eight_bit_for_bit(config: Path, tmp_path: Path)
 def test_kill_9_while_encoding_and_training_changes_nothing(config: Path, tmp_path: Path) -> None:
     train_transformer(config, tmp_path / "whole", say=quiet)
     arguments = ["train", "transformer", str(config), "--output", str(tmp_path / "killed")]
-    command = [sys.executable, "-m", "curation.cli", *arguments]
+    # A file for every two latents, so that some are not written yet.
+    small = (
+        "import training.transformer.encode as encode; encode._FILE_ENTRIES = 2; from curation.cli import main; main()"
+    )
+    command = [sys.executable, "-c", small, *arguments]
     for wanted in ("cache/latents/*.parquet", "checkpoints/step-*[0-9]"):
         running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until = time.monotonic() + 100
         while time.monotonic() < until and not list((tmp_path / "killed").glob(wanted)) and running.poll() is None:
             time.sleep(0.01)
         running.send_signal(signal.SIGKILL)
-        running.wait()
+        assert running.wait() == -signal.SIGKILL, "it was over before"
+        assert list((tmp_path / "killed").glob(wanted))
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "continuing after step" in done.stderr
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_draw_together_and_one_goes_on(config: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lora", ["null", "{rank: 2}"])
+def test_two_processes_train_and_draw_together_and_one_goes_on(lora: str, config: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "curation.cli", "train", "transformer", str(config), "--num-processes", "2"]
     command += ["--output", str(tmp_path / "two"), "--set", "training.steps=4"]
+    changes = [f"model.lora={lora}", "training.accumulate=2"]  # one process does the work of two
+    command += ["--set", changes[0]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "two" / "samples" / "step-00000004.mp4").is_file()
-    train_transformer(config, tmp_path / "two", say=quiet)
+    train_transformer(config, tmp_path / "two", changes=changes, say=quiet)
     rows = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 9))
     assert (tmp_path / "two" / "samples" / "step-00000008.mp4").is_file()
+    train_transformer(config, tmp_path / "one", changes=changes, say=quiet)
+    elastic, whole = weights(tmp_path / "two"), weights(tmp_path / "one")
+    # What is added to all keys alike changes no attention: its gradient is rounding, which Adam makes steps of.
+    compared = [name for name in whole if not name.endswith("norm_k.bias")]
+    assert max(float((elastic[name] - whole[name]).abs().max()) for name in compared) < 1e-5
 
 
 def test_diffusers_opens_the_pipeline_and_computes_alike(config: Path, tmp_path: Path) -> None:
@@ -482,6 +496,16 @@ def test_preflight_says_tokens_packs_and_steps(config: Path) -> None:
     assert report.fill is not None
     assert report.fill > 0.5
     assert report.unit == "packs"
+
+
+@pytest.mark.parametrize(("tokens", "long"), [(5, 6), (6, 6), (7, 0)])
+def test_preflight_counts_the_captions_that_are_cut(tokens: int, long: int, start: Path, tmp_path: Path) -> None:
+    captions = {number: "one two three four five six" if number % 2 else "short" for number in range(12)}
+    config = write_config(tmp_path / "t.yaml", write_shards(tmp_path / "shards", captions=captions), start)
+    write_words(tmp_path / "words", captions.values(), width=12)
+    changes = [f"text.start={tmp_path / 'words'}", f"text.tokens={tokens}", "data.held_out=0"]
+    (report,) = look_ahead(load(config, changes=changes)).values()
+    assert report.long_captions == long
 
 
 @pytest.mark.parametrize("name", ["transformer", "transformer-debug", "transformer-finetune"])

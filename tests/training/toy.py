@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,9 +62,6 @@ class ToyTask(Task):
 
     def count(self, batch: ToyBatch) -> int:
         return len(batch.keys)
-
-    def shape(self, batch: ToyBatch) -> Hashable:
-        return tuple(batch.x.shape)
 
     def loss(self, role: str, batch: ToyBatch, *, index: int, step: int, rng: torch.Generator) -> Loss:
         target = batch.x.sum(dim=1) + self._noise * torch.randn(len(batch.x), generator=rng)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -71,7 +72,9 @@ class LatentEncoder:
         self._chunks, self._tiles, self._noise = chunks, tiles, noise
         self._autocast = precision == "bf16"
         self._device = device
-        self.name = json.dumps([digest_of(vae), str(chunks), str(tiles), precision])
+        config = dataclasses.asdict(vae.config)
+        decides = [config[name] for name in ("norm_eps", "norm_num_groups", "temporal_compression_ratio")]
+        self.name = json.dumps([digest_of(vae), decides, str(chunks), str(tiles), precision])
         self.image_name = json.dumps(["first frame", noise])
 
     def clips(self, videos: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

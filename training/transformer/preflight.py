@@ -39,7 +39,7 @@ class TransformerPreflight:
         steps: of every rank in an epoch.
         fill: share of the packs' tokens that samples have; None for batches.
         words: tokens of a text.
-        long_captions: captions that are cut, having more; None where the words are those of the captions.
+        long_captions: clips whose captions are cut, having more; None where the words are those of the captions.
     """
 
     data: Preflight
@@ -84,8 +84,9 @@ def _report(config: TransformerTraining, world: int) -> TransformerPreflight:
     check_tags(train, config.text.tag_dropout)
     if models.text is not None:
         texts = tagged(captions(train), train, config.text.tag_dropout)
-        wanted = list({texts[view.row] for view in plan.views})
-        long = sum(count > models.tokens for count in _counts(models.text.tokenizer, wanted))
+        clips = collections.Counter(texts[row] for row in {view.row for view in plan.views})
+        counted = zip(clips.values(), _counts(models.text.tokenizer, list(clips)), strict=True)
+        long = sum(number for number, count in counted if count > models.tokens)
     per_step = max(1, world // config.training.context_parallel) * config.training.accumulate
     steps = -(-len(groups) // per_step)
     return TransformerPreflight(

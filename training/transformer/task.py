@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -110,9 +110,6 @@ class TransformerTask(Task):
 
     def frames(self, batch: LatentBatch) -> int:
         return sum((sample.mean.shape[1] - 1) * self._vae_config.time_ratio + 1 for sample in batch.samples)
-
-    def shape(self, batch: LatentBatch) -> Hashable:
-        return batch.packed, *(tuple(sample.mean.shape) for sample in batch.samples)
 
     def shard(self, module: nn.Module) -> Sequence[nn.Module]:
         return blocks(self._transformer)
@@ -267,6 +264,7 @@ class TransformerTask(Task):
                 names.append(one.caption)
         if self._world.is_first:
             _write(folder / f"step-{step:08d}", rows, names)
+        self._world.wait()  # decoding may take longer than a rank waits for others in a step
 
     def save(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """A whole pipeline, with additions merged into the weights; the additions by themselves beside it."""

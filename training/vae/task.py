@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class VAETask(Task):
             like = loss.adversarial
             self._discriminator = Discriminator(width=like.width, depth=like.depth, time_depth=like.time_depth)
             self.roles[DISCRIMINATOR] = Role(self._discriminator, like.optimiser, averaged=False, sharded=False)
+        self._flops: dict[torch.Size, float] = {}  # of a batch, by its shape
         self._pairs: list[tuple[Tensor, Tensor]] = []  # reconstruction and original, of each batch of this step
 
     def active(self, step: int) -> Sequence[str]:
@@ -74,17 +75,16 @@ class VAETask(Task):
     def frames(self, batch: Batch) -> int:
         return batch.video.shape[0] * batch.video.shape[2]
 
-    def shape(self, batch: Batch) -> Hashable:
-        return tuple(batch.video.shape)
-
     def flops(self, batch: Batch) -> float:
-        with torch.device("meta"):  # where nothing is computed
-            vae, video = VAE(self._vae.config), torch.empty(batch.video.shape)
-            with FlopCounterMode(display=False) as counter:
-                made, _ = vae(video)
-                made.sum().backward()
-        ranks = self._world.context.size() if self._world.context else 1
-        return float(counter.get_total_flops()) / ranks
+        shape = batch.video.shape
+        if shape not in self._flops:
+            with torch.device("meta"):  # where nothing is computed
+                vae, video = VAE(self._vae.config), torch.empty(shape)
+                with FlopCounterMode(display=False) as counter:
+                    made, _ = vae(video)
+                    made.sum().backward()
+            self._flops[shape] = float(counter.get_total_flops())
+        return self._flops[shape] / (self._world.context.size() if self._world.context else 1)
 
     def shard(self, module: nn.Module) -> Sequence[nn.Module]:
         return blocks(self._vae) if module is self._vae else []
