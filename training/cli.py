@@ -13,7 +13,7 @@ import typer
 from training.sample_cli import chunks_of
 
 if TYPE_CHECKING:  # the rest of the command line must not wait for what these import
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from training.data.preflight import Preflight
     from training.transformer.preflight import TransformerPreflight
@@ -327,7 +327,8 @@ def _say_end(weights: list[Path], output: Path, figures: dict[str, float], *, js
     console.print(f"Next: cutroom {'sample' if is_pipeline else 'vae eval'} {following} {escape(last)}")
 
 
-def _say_preflight(reports: dict[str, Preflight], *, json: bool) -> None:
+def _say_preflight(reports: dict[str, Preflight], *, json: bool, packed: Collection[str] = ()) -> None:
+    """``packed``: the stages whose samples are in packs, so that no bucket has batches."""
     import json as jsonlib
 
     from rich.console import Console
@@ -341,7 +342,7 @@ def _say_preflight(reports: dict[str, Preflight], *, json: bool) -> None:
         if name:
             console.print(f"[bold]{name}[/]")
         console.print(f"{report.num_samples} samples in {report.num_shards} shards; {report.steps} steps in an epoch")
-        console.print(_table(report))
+        console.print(_table(report, batches=name not in packed))
         for kind, counts, names in (
             ("left out", report.dropped, report.dropped_names),
             ("bad", report.bad, report.bad_names),
@@ -362,7 +363,8 @@ def _say_transformer_preflight(reports: dict[str, TransformerPreflight], *, json
         typer.echo(jsonlib.dumps({name: report.to_dict() for name, report in reports.items()}))
         return
     console = Console(highlight=False, soft_wrap=True)
-    _say_preflight({name: report.data for name, report in reports.items()}, json=False)
+    packed = {name for name, report in reports.items() if report.unit == "packs"}
+    _say_preflight({name: report.data for name, report in reports.items()}, json=False, packed=packed)
     for name, report in reports.items():
         table = Table("shape", "kind", "samples", "tokens of each", "tokens", box=None)
         for each in report.shapes:
@@ -376,12 +378,13 @@ def _say_transformer_preflight(reports: dict[str, TransformerPreflight], *, json
             )
 
 
-def _table(report: Preflight) -> Any:
+def _table(report: Preflight, *, batches: bool) -> Any:
     from rich.table import Table
 
-    table = Table("bucket", "kind", "samples", "batches", "of", "cropped", "enlarged", box=None)
+    table = Table("bucket", "kind", "samples", *(("batches", "of") if batches else ()), "cropped", "enlarged", box=None)
     for each in report.buckets:
         sizes = f"{each.batch_size}" + (f" (last {each.last_batch})" if each.last_batch != each.batch_size else "")
-        numbers = (each.samples, each.batches, sizes, f"{each.crop_loss:.1%}", each.num_enlarged)
+        grouped = (each.batches, sizes) if batches else ()
+        numbers = (each.samples, *grouped, f"{each.crop_loss:.1%}", each.num_enlarged)
         table.add_row(each.bucket, each.kind, *map(str, numbers))
     return table

@@ -498,6 +498,14 @@ def test_preflight_says_tokens_packs_and_steps(config: Path) -> None:
     assert report.unit == "packs"
 
 
+@pytest.mark.parametrize("packing", ["null", "{tokens: 60}"])
+def test_the_table_has_batches_where_samples_are_in_such(packing: str, config: Path) -> None:
+    arguments = ["train", "transformer", str(config), "--preflight", "--set", f"packing={packing}"]
+    said = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
+    assert ("batches" in said) == (packing == "null")
+    assert ("packs" in said) == (packing != "null")
+
+
 @pytest.mark.parametrize(("tokens", "long"), [(5, 6), (6, 6), (7, 0)])
 def test_preflight_counts_the_captions_that_are_cut(tokens: int, long: int, start: Path, tmp_path: Path) -> None:
     captions = {number: "one two three four five six" if number % 2 else "short" for number in range(12)}
