@@ -9,7 +9,7 @@ same samples, the same weights, and about as many tokens at a time (``--pack`` t
 * packs: as ``training.transformer.packing`` fills them;
 * padding: batches in random order, every sample with empty frames up to the longest of all, so one shape serves all;
 * trimmed: the same, but up to the longest of its batch only;
-* buckets: batches of one length each.
+* buckets: batches of one length each, as many after each other as there are ranks.
 
 The ways take turns, round after round. A line of JSON for each way and round; a last line sums up by the median over
 rounds: the ratio of useful tokens a second of packs to the others, how full packs are, and what each way is worth when
@@ -60,7 +60,7 @@ class Bench:
         self.frames[random.random(args.samples) < args.images] = 1
         self.tokens = self.words + each * self.frames
         self.budget = args.pack * (self.words + each * _LONGEST)
-        self.rows = args.pack
+        self.rows, self.ranks = args.pack, args.ranks
         self.autocast = args.device != "cpu"
 
     def groups(self, way: str, epoch: int) -> Groups:
@@ -72,7 +72,7 @@ class Bench:
             return [order[at : at + self.rows] for at in range(0, len(order), self.rows)]
         longest = [int(self.tokens[self.frames == frames].max(initial=1)) for frames in range(1, _LONGEST + 1)]
         sizes = [max(1, self.budget // tokens) for tokens in longest]
-        return batches((self.frames - 1).tolist(), sizes, seed=0, epoch=epoch)
+        return batches((self.frames - 1).tolist(), sizes, seed=0, epoch=epoch, following=self.ranks)
 
     def timed(self, way: str, group: list[int]) -> float:
         """Seconds of a forward and a backward pass."""
