@@ -36,6 +36,7 @@ from training.settings import Training
 from training.task import Batches, Task
 
 Say = Callable[[str], None]
+# Frozen weights are not stored, and not missed in what is loaded.
 _LEARNT = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
