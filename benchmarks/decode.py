@@ -1,11 +1,12 @@
-"""What the decode pass costs against decoding alone: CPU seconds of whole processes, in turn, as ratios pair by pair.
+"""What the decode pass costs against decoding alone: CPU seconds, in turn, as ratios pair by pair.
 
     python -m benchmarks.decode [--json] [--pairs N] [--threads N] [--seconds N] [VIDEO ...]
 
 The floor is ``ffmpeg -v error -i VIDEO -f null -`` with the same number of threads, where an ``ffmpeg`` is installed,
-and PyAV reading every frame otherwise. Each video is repeated, packet by packet, until it is long enough to hide what
-starting a process costs. Without videos it makes films of its own. ``exact`` decodes every frame in full; ``default``
-is what a run does. Beside the cost stand what the shortcuts change: cuts, and the largest difference of any score.
+and PyAV reading every frame otherwise. Each video is repeated, packet by packet, until it is long enough to measure;
+what starting a process costs is left out. Without videos it makes films of its own. ``exact`` decodes every frame in
+full; ``default`` is what a run does. Beside the cost stand what the shortcuts change: cuts, and the largest difference
+of any score.
 """
 
 from __future__ import annotations
@@ -20,25 +21,30 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import av
+import psutil
 from av.video.frame import PictureType
 from rich.console import Console
 from rich.table import Table
 
+from curation.clips import Range
 from curation.config import load_plan
-from curation.decode import Decode, Decoded, decode_video
+from curation.decode import Decode, Decoded, Decoder, join
 from curation.footage import Film, Shot, write_film
+from curation.isolate import Isolated
 from curation.plan import Plan
+from curation.sheets import take_sheets
 
 MODES = ("exact", "default")
 _CODECS = {"hevc": "libx265", "vp9": "libvpx-vp9", "av1": "libsvtav1"}
 
 
 def plan_of(mode: str, threads: int) -> Plan:
-    """The pipeline weight_free, with shortcuts or without."""
+    """The pipeline weight_free, with shortcuts or without, for so many decoder threads."""
     plan = load_plan("weight_free")
     stage = plan.decode.stage
     assert isinstance(stage, Decode)
@@ -46,10 +52,38 @@ def plan_of(mode: str, threads: int) -> Plan:
     return dataclasses.replace(plan, steps=(dataclasses.replace(plan.decode, stage=stage), *plan.steps[1:]))
 
 
-def analyse(path: str, mode: str, threads: int) -> Decoded:
-    """The decode pass over one video: shots, contact sheets, motion and quality of every clip."""
-    plan = plan_of(mode, threads)
-    return decode_video(path, {"video": path, "video_id": "0" * 24}, plan.decode, plan.dense, True)
+def row_of(path: str) -> dict[str, Any]:
+    """What the decode pass is told about a video."""
+    return {"video": path, "video_id": "0" * 24}
+
+
+class Pass:
+    """The decode pass in a child process, as a run has it: shots, contact sheets, motion and quality of every clip."""
+
+    def __init__(self, mode: str, threads: int) -> None:
+        plan = plan_of(mode, threads)
+        self._child = Isolated(Decoder(plan.decode, plan.dense, score_rejected=True), stall_s=60.0)
+        self._child.start()
+        self._mark = plan.decode.mark
+
+    def __call__(self, path: str) -> Decoded:
+        with tempfile.TemporaryDirectory() as folder:
+            sheets = os.path.join(folder, "sheets.arrow")
+            piece = self._child.call(path, row_of(path), Range(), sheets)
+            return join(row_of(path), self._mark, [piece], [take_sheets(sheets)])
+
+    def cpu_s(self, path: str) -> float:
+        """User and system time that one video takes in both processes; nothing is started meanwhile."""
+        before = self._spent_s()
+        self(path)
+        return self._spent_s() - before
+
+    def _spent_s(self) -> float:
+        times = psutil.Process(self._child.pid).cpu_times()
+        return float(times.user + times.system) + time.process_time()
+
+    def close(self) -> None:
+        self._child.close()
 
 
 def bare(path: str, threads: int) -> None:
@@ -70,37 +104,38 @@ def cpu_seconds(command: list[str]) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def commands(path: str, threads: int) -> dict[str, list[str]]:
-    """What is measured, by name; the floor first."""
-    own = [sys.executable, "-m", "benchmarks.decode", "--threads", str(threads), "--only"]
-    ffmpeg = shutil.which("ffmpeg")
-    floor = [ffmpeg, "-v", "error", "-threads", str(threads), "-i", path, "-f", "null", "-"] if ffmpeg else None
-    return {"floor": floor or [*own, "bare", path], **{mode: [*own, mode, path] for mode in MODES}}
+def floor_of(path: str, threads: int) -> list[str]:
+    """The command that decodes and does nothing else."""
+    if ffmpeg := shutil.which("ffmpeg"):
+        return [ffmpeg, "-v", "error", "-threads", str(threads), "-i", path, "-f", "null", "-"]
+    return [sys.executable, "-m", "benchmarks.decode", "--threads", str(threads), "--bare", path]
 
 
-def measure(path: str, pairs: int, threads: int) -> dict[str, Any]:
+def measure(path: str, pairs: int, passes: dict[str, Pass], threads: int) -> dict[str, Any]:
     """Median CPU seconds and the median of the ratios to the floor, without what starting a process costs."""
-    todo = commands(path, threads)
     with tempfile.TemporaryDirectory() as folder:  # a film so short that starting is all it costs
         short = Path(folder) / "short.mp4"
         write_film(short, Film(name=short.name, shots=(Shot(seconds=0.1),), width=64, height=36))
-        starting = commands(os.fspath(short), threads)
-        startup = {name: statistics.median(cpu_seconds(starting[name]) for _ in range(5)) for name in todo}
-    seconds: dict[str, list[float]] = {name: [] for name in todo}
+        starting = floor_of(os.fspath(short), threads)
+        startup = statistics.median(cpu_seconds(starting) for _ in range(5))
+        for each in passes.values():
+            each(os.fspath(short))
+    seconds: dict[str, list[float]] = {name: [] for name in ("floor", *passes)}
     for _ in range(pairs):
-        for name, command in todo.items():
-            seconds[name].append(cpu_seconds(command) - startup[name])
+        seconds["floor"].append(cpu_seconds(floor_of(path, threads)) - startup)
+        for mode, each in passes.items():
+            seconds[mode].append(each.cpu_s(path))
     floor = seconds["floor"]
     row: dict[str, Any] = {"floor_cpu_s": round(statistics.median(floor), 2)}
-    for mode in MODES:
+    for mode in passes:
         row[f"{mode}_cpu_s"] = round(statistics.median(seconds[mode]), 2)
         row[f"{mode}_ratio"] = round(statistics.median(a / b for a, b in zip(seconds[mode], floor, strict=True)), 3)
     return row
 
 
-def differences(path: str, threads: int) -> dict[str, Any]:
+def differences(path: str, passes: dict[str, Pass]) -> dict[str, Any]:
     """What the default mode finds otherwise than the exact one."""
-    exact, default = (analyse(path, mode, threads).clips.to_pylist() for mode in MODES)
+    exact, default = (passes[mode](path).clips.to_pylist() for mode in MODES)
     starts = [{row["start_s"] for row in rows} for rows in (exact, default)]
     worst, which = 0.0, ""
     by_span = {(row["start_s"], row["end_s"]): row for row in default}
@@ -167,23 +202,23 @@ def _transcode(source: Path, target: Path, encoder: str) -> None:
 def main() -> None:
     """Measure the given videos, or films of our own."""
     arguments = _arguments()
-    if arguments.only:
+    if arguments.bare:
         for path in arguments.videos:
-            if arguments.only == "bare":
-                bare(path, arguments.threads)
-            else:
-                analyse(path, arguments.only, arguments.threads)
+            bare(path, arguments.threads)
         return
     rows: list[dict[str, Any]] = []
+    passes = {mode: Pass(mode, arguments.threads) for mode in MODES}
     with tempfile.TemporaryDirectory() as folder:
         videos = [Path(path) for path in arguments.videos] or own_films(Path(folder))
         for video in videos:
             target = Path(folder) / f"long_{len(rows)}.mkv"
             path = os.fspath(repeated(video, target, arguments.seconds))
-            row = {"video": video.name, **measure(path, arguments.pairs, arguments.threads)}
-            rows.append({**row, **differences(os.fspath(video), arguments.threads)})
+            row = {"video": video.name, **measure(path, arguments.pairs, passes, arguments.threads)}
+            rows.append({**row, **differences(os.fspath(video), passes)})
             target.unlink()
             print(json.dumps(rows[-1]), file=sys.stderr)
+    for each in passes.values():
+        each.close()
     if arguments.json:
         print(json.dumps({"floor": "ffmpeg" if shutil.which("ffmpeg") else "PyAV", "rows": rows}, indent=1))
         return
@@ -200,7 +235,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="decoder threads")
     parser.add_argument("--seconds", type=float, default=60.0, help="length that each video is brought to")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--only", choices=["bare", *MODES], help="do this and measure nothing")
+    parser.add_argument("--bare", action="store_true", help="decode and measure nothing")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""High dynamic range to what everything downstream works with: standard range, BT.709, 8 bits.
+"""Luma and chroma to blue, green and red, and high dynamic range to standard range, BT.709, 8 bits.
 
 Footage in PQ (HDR10) or HLG looks grey and flat when its code values are taken for ordinary ones. Here they become
 light, the light is rolled off to what an ordinary screen shows, and that is coded for such a screen.
@@ -6,7 +6,8 @@ light, the light is rolled off to what an ordinary screen shows, and that is cod
 Sources: ITU-R BT.2100-2 (both transfer functions; HLG's system gamma of 1.2, which is that of a 1000 cd/m² screen),
 BT.2087 (primaries), BT.1886 (the ordinary screen's gamma of 2.4); the roll-off is equation 4 of Reinhard et al.,
 "Photographic Tone Reproduction for Digital Images" (2002). We differ in that it reads the largest of R, G and B, which
-keeps hues, and in that every film is taken to be mastered for 1000 cd/m²: what files declare is too often wrong.
+keeps hues, and in that every film is taken to be mastered for 1000 cd/m²: what files declare is too often wrong. The
+weights of red and blue in luma are those of ITU-T H.273, table 4.
 """
 
 from __future__ import annotations
@@ -27,11 +28,31 @@ _CODES = 65536
 _LUMA_2020 = np.array([[0.2627, 0.6780, 0.0593]], np.float32)
 _TO_709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32)
 _MATRIX_UNKNOWN = 2
+_RED_BLUE = {1: (0.2126, 0.0722), 4: (0.3, 0.11), 7: (0.212, 0.087), 9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
+_RED_BLUE_601 = (0.299, 0.114)  # of all others, and of footage that names none
 
 
 def is_hdr(frame: VideoFrame) -> bool:
     """Whether the frame is tagged as PQ or HLG."""
     return frame.color_trc in (_PQ, _HLG)
+
+
+@functools.cache
+def to_bgr(matrix: int, full_range: bool) -> np.ndarray:
+    """What turns luma, blue and red chroma of 8 bits into blue, green and red, for ``cv2.transform``: 3 4.
+
+    Args:
+        matrix: the frame's matrix coefficients by their number in ITU-T H.273.
+        full_range: whether code values go from 0 to 255, not from 16 to 235 and 240.
+    """
+    red, blue = _RED_BLUE.get(matrix, _RED_BLUE_601)
+    green = 1.0 - red - blue
+    luma, chroma = (1.0, 1.0) if full_range else (255 / 219, 255 / 224)
+    to_red, to_blue = 2 * (1 - red) * chroma, 2 * (1 - blue) * chroma
+    weights = np.array(
+        [[luma, to_blue, 0.0], [luma, -to_blue * blue / green, -to_red * red / green], [luma, 0.0, to_red]]
+    )
+    return np.column_stack([weights, -weights @ [0.0 if full_range else 16.0, 128.0, 128.0]])
 
 
 def to_sdr(frame: VideoFrame, width: int, height: int) -> np.ndarray:

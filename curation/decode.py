@@ -28,7 +28,7 @@ class Decode(Stage):
     """The first stage of every pipeline: videos -> shots -> clips with contact sheets."""
 
     name: ClassVar[str] = "decode"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     writes: ClassVar[pa.Schema] = CLIPS
 
     detector: DetectorName = "adaptive"

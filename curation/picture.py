@@ -11,13 +11,13 @@ from av.video.frame import VideoFrame
 from av.video.plane import VideoPlane
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
-from curation.colour import EXACT_AREA, is_hdr, to_sdr
+from curation.colour import EXACT_AREA, is_hdr, to_bgr, to_sdr
 
 _PLANAR = {"yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuvj422p", "yuvj444p", "nv12"}  # luma of 8 bits by itself
 _FULL_RANGE = np.clip((np.arange(256) - 16) * 255 / 219 + 0.5, 0, 255).astype(np.uint8)
 _FULL_CHROMA = np.clip((np.arange(256) - 128) * 255 / 224 + 128.5, 0, 255).astype(np.uint8)
 _FULL = np.stack([_FULL_RANGE, _FULL_CHROMA, _FULL_CHROMA], axis=1)[None]  # of luma, red and blue
-_ACCURATE_AREA = Interpolation.AREA | Interpolation.ACCURATE_RND  # colour without the bias of quick rounding
+_WHOLE_CHROMA = EXACT_AREA | Interpolation.FULL_CHR_H_INT  # else colours come out up to three levels too dark
 _SKETCH = Interpolation.FAST_BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
 
@@ -43,9 +43,19 @@ class Frame:
         if is_hdr(self.raw):
             return to_sdr(self.raw, width, height)
         if self.raw.interlaced_frame:  # one field alone: two were taken at different times
-            field = self.convert(self.raw.width, self.raw.height, "bgr24").to_ndarray()[::2]
+            field = self._bgr(self.raw.width, self.raw.height)[::2]
             return np.asarray(cv2.resize(field, (width, height), interpolation=cv2.INTER_AREA))
-        return self.convert(width, height, "bgr24").to_ndarray()
+        return self._bgr(width, height)
+
+    def _bgr(self, width: int, height: int) -> np.ndarray:
+        """The stored picture, scaled. FFmpeg scales; its way from luma and chroma to colours is slow or too dark."""
+        form = self.raw.format
+        if form.is_rgb or form.has_palette or len(form.components) < 3:
+            return self._convert(width, height, "bgr24", _WHOLE_CHROMA).to_ndarray()
+        places = self._convert(width, height, "yuvj420p" if self._is_full() else "yuv420p", EXACT_AREA).planes
+        luma, *chroma = (pixels_of(place) for place in places)
+        stored = cv2.merge([luma, *(cv2.resize(plane, (width, height)) for plane in chroma)])
+        return np.asarray(cv2.transform(stored, to_bgr(self.raw.colorspace, self._is_full())))
 
     def grey(self, width: int, height: int) -> np.ndarray:
         """The upright picture's luma, H W uint8 (0 black, 255 white), scaled to the displayed size given."""
@@ -92,11 +102,10 @@ class Frame:
         """The size that, turned upright, is the displayed size given."""
         return (height, width) if self.rotation in (90, 270) else (width, height)
 
-    def convert(self, width: int, height: int, pixel_format: str) -> VideoFrame:
-        """The stored (not yet rotated) frame, scaled and converted."""
-        scaler = self._scaler(width, height, pixel_format)
-        return scaler.reformat(
-            self.raw, width=width, height=height, format=pixel_format, interpolation=_ACCURATE_AREA, threads=1
+    def _convert(self, width: int, height: int, pixel_format: str, interpolation: Interpolation) -> VideoFrame:
+        """The stored frame, scaled and converted."""
+        return self._scaler(width, height, pixel_format).reformat(
+            self.raw, width=width, height=height, format=pixel_format, interpolation=interpolation, threads=1
         )
 
     def _scaler(self, *key: Any) -> VideoReformatter:
