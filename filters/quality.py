@@ -114,9 +114,8 @@ def _smeared(frames: np.ndarray, count: int, axis: int) -> int:
     """How many lines beyond a bar of ``count`` lines belong to it, though a codec smeared the picture into them."""
     if count + 2 * _SMEAR > frames.shape[axis]:
         return 0
-    bar, *lines = (np.take(frames, count - 1 + k, axis=axis).astype(np.float32) for k in range(2 * _SMEAR + 1))
-    level = bar.mean(axis=1, keepdims=True)
-    off = np.array([np.abs(line - level).mean() for line in lines])
+    lines = np.moveaxis(frames, axis, 0)[count - 1 : count + 2 * _SMEAR].astype(np.float32)
+    off = np.abs(lines[1:] - lines[0].mean(axis=1, keepdims=True)).mean(axis=(1, 2))
     return _first(off[:_SMEAR] >= _SMEARED * off[_SMEAR:])
 
 
