@@ -150,6 +150,22 @@ def confidence(path: Path, steps: Steps) -> float:
     return float(np.median(path.confidence[path.leads]))
 
 
+def speed(path: Path, steps: Steps) -> float:
+    """How fast the camera is, heights a second, mean over windows.
+
+    Of a window it is the way over the time of its longest steps together, since the time of each alone may be off; a
+    step counts as far as the model explains it.
+    """
+    worth = steps.longest * np.maximum(path.confidence, 1e-6)
+    way, time = (np.bincount(steps.windows, of * worth) for of in (path.speed * steps.steps_s, steps.steps_s))
+    return float(np.mean(way / time))
+
+
+def against(path: Path, steps: Steps) -> float:
+    """How fast things move against the camera, heights a second, mean over the time of the short steps."""
+    return float(np.average(path.objects[steps.short], weights=steps.steps_s[steps.short]))
+
+
 def labels(path: Path, steps: Steps) -> list[str]:
     """Name what the camera does, some of ``LABELS``.
 
@@ -181,7 +197,7 @@ def _course(rates: np.ndarray, leads: np.ndarray, steps: Steps) -> tuple[np.ndar
     courses, spans = [], []
     for window in range(steps.windows.max() + 1):
         of = steps.windows == window
-        courses.append(np.median(rates[of & leads], axis=0))
+        courses.append(np.average(rates[of & leads], axis=0, weights=steps.steps_s[of & leads]))
         spans.append((steps.starts_s + steps.steps_s)[of].max() - steps.starts_s[of].min())
     return np.array(courses), np.array(spans)
 
@@ -193,8 +209,10 @@ def _shake(rates: np.ndarray, confidence: np.ndarray, steps: Steps) -> float:
     """
     short = np.flatnonzero(steps.short & (confidence > _SURE))
     before, here, after = short[:-2], short[1:-1], short[2:]
-    near = steps.starts_s[after] - steps.starts_s[before] < 5 * steps.steps_s.min()
+    spans = steps.starts_s[after] - steps.starts_s[before]
+    near = spans < 5.5 * np.median(steps.steps_s[steps.short])
     if not near.any():
         return 0.0
-    off = rates[here] - (rates[before] + rates[after]) / 2
+    between = ((steps.starts_s[here] - steps.starts_s[before]) / spans)[:, None]
+    off = rates[here] - (1 - between) * rates[before] - between * rates[after]
     return float(np.median(np.linalg.norm(off[near], axis=1)))

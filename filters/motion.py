@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import importlib.util
 import itertools
-import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -25,7 +24,12 @@ _CHANGED_LEVELS = 10  # a pixel has changed when its grey level differs by more 
 _CHANGED_SHARE = 0.001  # two frames are the same when fewer pixels have changed
 _MOVED = 0.0023  # frame heights a step; and it moved by less: a slow pan over soft ground changes few pixels
 _WINDOW = 8  # intervals between frames (a second)
+# Where short steps begin in a window, and in one cut short. Footage of one rate shown at another repeats or drops
+# frames: a step of the time grid then covers more or less time than it says, but four in a row (half a second, a whole
+# number of frames at 24, 30 or 60 fps) cover what they say. So each of the four is taken once, though not in a row.
+_STARTS, _STARTS_CUT = (0, 3, 5, 6), (0, 2, 4, 6)
 _SLOW_PX = 0.35  # a step below this is too short to measure: the flow is off by up to 0.03 px
+_IRREGULAR, _IRREGULAR_PX = 0.25, 0.15  # of the mean shift, and pixels, by which a steady step lies off it at most
 _FAST_PX = 2.0  # the flow of a step above this may have lost its way: it finds up to 7 px by itself
 _FAR_PX = 3.0  # a shift below this it finds by itself
 _PATCH_PX = 8  # of the flow, on the small pictures: a narrower one has no room for it
@@ -47,7 +51,8 @@ class _Step(NamedTuple):
 
 @dataclasses.dataclass(kw_only=True)
 class Motion(Filter):
-    """Dense optical flow over an eighth of a second, four times a second; over a whole second where little moves.
+    """Dense optical flow over an eighth of a second, four times a second; over a whole second where little moves, and
+    eight times a second where the picture starts, stops or shakes.
 
     Writes:
         motion_score: median speed over the picture, averaged over time, in frame heights per second.
@@ -59,15 +64,15 @@ class Motion(Filter):
             by what its picture does: one that goes forward zooms in.
         camera_confidence: share (0..1) of the picture's detail that moves as the camera's motion says, median over
             time; towards 0 where there is hardly any detail.
-        camera_speed: mean over the picture of the speed that the camera's motion gives it, median over time, in frame
-            heights per second. Unknown where the camera is undetermined.
+        camera_speed: mean over the picture of the speed that the camera's motion gives it, averaged over time by how
+            much of the picture follows it, in frame heights per second. Unknown where the camera is undetermined.
         object_motion: speed against the camera's motion, in frame heights per second: averaged over all parts of the
             picture that have texture, where those that follow the camera (within the error of the flow) count as 0. A
             thing on a tenth of the picture that moves at 0.5 gives about 0.05. Unknown likewise.
 
-    Frames are taken on a time grid and speeds divided by the true time between them, so the frame rate does not matter;
-    pictures are scaled to one size, so the resolution does not. Pictures more than six times as wide as they are high,
-    or as high as wide, are not measured.
+    Frames are taken on a time grid, and a speed is the way of all steps of a second over the time of all: so the frame
+    rate does not matter, nor that frames were repeated or dropped to reach it. Pictures are scaled to one size, so the
+    resolution does not. Pictures more than six times as wide as they are high, or as high as wide, are not measured.
 
     Args:
         flow: dis (Kroeger et al., ECCV 2016), OpenCV's, without weights and fast; or raft (Teed & Deng, ECCV 2020),
@@ -91,7 +96,7 @@ class Motion(Filter):
     threads: Annotated[int, Ge(1)] = operational(1)
 
     name: ClassVar[str] = "motion"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     writes: ClassVar[pa.Schema] = pa.schema(
         [
             ("motion_score", pa.float32()),
@@ -189,13 +194,17 @@ def unexplained(pictures: np.ndarray) -> np.ndarray:
     return np.array(found) / max(1, pictures[0].size)
 
 
-def _firsts(window: int, count: int) -> range:
-    """The first frames of a window's short steps: every other one of ``count`` frames."""
-    return range(window * _WINDOW, min((window + 1) * _WINDOW, count - 1), 2)
+def _firsts(window: int, count: int) -> list[int]:
+    """The first frames of a window's short steps, of ``count`` frames: no more than four."""
+    begin = window * _WINDOW
+    room = min(_WINDOW, count - 1 - begin)
+    starts = _STARTS if room == _WINDOW else _STARTS_CUT
+    return [begin + start for start in starts if start < room]
 
 
 def _windows(frames: np.ndarray, compare: Callable[[Sequence[_Pair]], Iterable[_Step]]) -> list[list[_Step]]:
-    """Compare pictures T h w: in each window four pairs of neighbours, or three and its two ends where little moves.
+    """Compare pictures T h w: in each window four pairs of neighbours; three and its two ends where little moves; all
+    where steps differ, since four would be a lottery. Steps are in order of time, the two ends come last.
 
     What is compared is asked for twice, for all windows at once: a network computes many pairs together.
     """
@@ -204,10 +213,27 @@ def _windows(frames: np.ndarray, compare: Callable[[Sequence[_Pair]], Iterable[_
     windows = [list(itertools.islice(begun, len(some[:3]))) for some in pairs]
     for window, steps in enumerate(windows):
         first, last = window * _WINDOW, min((window + 1) * _WINDOW, len(frames) - 1)
-        slow = statistics.median(step.median_px for step in steps) < _SLOW_PX and last - first > 2
-        pairs[window] = [(first, last)] if slow else pairs[window][3:]
+        slow = max(step.median_px for step in steps) < _SLOW_PX and last - first > 2
+        if slow:
+            pairs[window] = [(first, last)]
+        elif _irregular(steps):
+            begun_at = {step.first for step in steps}
+            pairs[window] = [(i, i + 1) for i in range(first, last) if i not in begun_at]
+        else:
+            pairs[window] = pairs[window][3:]
     rest = iter(compare([pair for some in pairs for pair in some]))
-    return [steps + list(itertools.islice(rest, len(some))) for steps, some in zip(windows, pairs, strict=True)]
+    whole = [steps + list(itertools.islice(rest, len(some))) for steps, some in zip(windows, pairs, strict=True)]
+    return [sorted(steps, key=lambda step: (step.last - step.first, step.first)) for steps in whole]
+
+
+def _irregular(steps: Sequence[_Step]) -> bool:
+    """Whether the picture as a whole goes elsewhere or at another pace from step to step."""
+    flows = np.stack([similarity.sampled(step.flow) for step in steps])
+    middle = flows.shape[1] // 2
+    shifts = np.partition(flows, middle, axis=1)[:, middle]  # the median each way
+    course = shifts.mean(axis=0)
+    off = np.linalg.norm(shifts - course, axis=1).max()
+    return bool(off > _IRREGULAR * np.linalg.norm(course) + _IRREGULAR_PX)
 
 
 def _shrunk(frame: np.ndarray, share: int) -> np.ndarray:
@@ -282,9 +308,10 @@ def _window_speeds(steps: list[_Step], times: np.ndarray, height: int) -> tuple[
 
     def speed(of: Callable[[_Step], float]) -> float:
         *short, last = steps
-        whole = last.last - last.first > 1 and statistics.median(of(step) for step in short) < _SLOW_PX
+        whole = last.last - last.first > 1 and max(of(step) for step in short) < _SLOW_PX
         best = [last] if whole else short if last.last - last.first > 1 else steps
-        return statistics.fmean(of(step) / height / (times[step.last] - times[step.first]) for step in best)
+        # Over the time they take together: that of each alone is off where frames were repeated or dropped.
+        return sum(of(step) for step in best) / height / sum(times[step.last] - times[step.first] for step in best)
 
     return speed(lambda step: step.median_px), speed(lambda step: step.tail_px)
 
@@ -298,9 +325,10 @@ def _camera(windows: list[list[_Step]], pictures: np.ndarray, times: np.ndarray)
     """The columns about the camera."""
     every = [step for steps in windows for step in steps]
     firsts, lasts = (np.array(at) for at in zip(*((step.first, step.last) for step in every), strict=True))
+    begun, which = np.unique(firsts, return_inverse=True)  # a window and its first step begin with one picture
     steps = camera.Steps(
         flows=np.stack([similarity.sampled(step.flow) for step in every]),
-        texture=np.stack([similarity.texture(pictures[i]) for i in firsts]),
+        texture=np.stack([similarity.texture(pictures[i]) for i in begun])[which],
         before=pictures[firsts],
         after=pictures[lasts],
         starts_s=times[firsts],
@@ -313,6 +341,6 @@ def _camera(windows: list[list[_Step]], pictures: np.ndarray, times: np.ndarray)
     return {
         "camera_motion": labels,
         "camera_confidence": camera.confidence(path, steps),
-        "camera_speed": float(np.median(path.speed[path.leads])) if known else None,
-        "object_motion": float(np.mean(path.objects[steps.short])) if known else None,
+        "camera_speed": camera.speed(path, steps) if known else None,
+        "object_motion": camera.against(path, steps) if known else None,
     }

@@ -14,10 +14,17 @@ from curation.frames import Frames
 from curation.stage import Filter
 
 _DARK, _BRIGHT = 3, 252  # grey levels beyond which shadows and highlights hold no detail
+_NEARLY = 7  # grey levels before them over which a pixel counts less and less: coarse quantisation strays so far
 _BAR_LEVEL = 32  # a bar that is no brighter than this (of 255) is black
 _BAR_NOISE = 3.0  # a bar varies less than this along the line and over time (standard deviation)
 _EDGE_LEVELS = 10  # the picture differs from a bar by more
+_SMEAR = 3  # lines on either side of an edge that codecs filter
+_SMEARED = 0.25  # of the picture's difference from the bar: a smeared line of the bar has less
 _FLAT = 2.0  # a picture with less contrast than this has no sharpness
+
+_LEVELS = np.arange(256)
+_BEYOND = np.maximum(_DARK - _LEVELS, _LEVELS - _BRIGHT)  # how far a level lies beyond the limits
+_CLIPPED = np.round(255 * np.clip(1 + _BEYOND / _NEARLY, 0, 1)).astype(np.uint8)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -28,13 +35,13 @@ class Quality(Filter):
         sharpness: fine detail against overall contrast: deviation of the Laplacian over deviation of grey, median over
             frames; about 0.05 blurred, 0.2 soft, above 0.4 crisp. Unknown for flat pictures.
         exposure: mean grey level, 0 (black) to 1 (white).
-        clipped_share: share of pixels that are fully dark or fully bright, 0..1.
+        clipped_share: share of pixels that are fully dark or fully bright, 0..1; those that nearly are count in part.
         border_area: share of the picture covered by bars that never change, black or of another colour, 0..1.
         letterbox: the bars as shares of width or height (left, top, right, bottom); null without bars.
     """
 
     name: ClassVar[str] = "quality"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     frames: ClassVar[Frames] = Frames(fps=2, long_side_px=640)
     writes: ClassVar[pa.Schema] = pa.schema(
         [
@@ -49,14 +56,13 @@ class Quality(Filter):
     def score(self, frames: np.ndarray, times: np.ndarray) -> dict[str, Any]:
         if len(frames) == 0:
             return dict.fromkeys(self.writes.names)
-        unclipped = sum(cv2.countNonZero(cv2.inRange(frame, _DARK + 1, _BRIGHT - 1)) for frame in frames)
         sharpness = [value for value in map(_sharpness, frames) if value is not None]
         left, top, right, bottom = bars(frames)
         area = 1.0 - (1.0 - left - right) * (1.0 - top - bottom)
         return {
             "sharpness": float(np.median(sharpness)) if sharpness else None,
             "exposure": float(np.mean([cv2.mean(frame)[0] for frame in frames])) / 255,
-            "clipped_share": 1.0 - unclipped / frames.size,
+            "clipped_share": float(np.mean([cv2.mean(cv2.LUT(frame, _CLIPPED))[0] for frame in frames])) / 255,
             "border_area": area,
             "letterbox": {"left": left, "top": top, "right": right, "bottom": bottom} if area else None,
         }
@@ -100,8 +106,17 @@ def _bar(frames: np.ndarray, means: np.ndarray, axis: int) -> int:
         count = _first(~alike)
         count = _first(_noise(frames, count, axis) >= _BAR_NOISE)
         if count and (alike is dark or _ends_at_once(frames, count, axis)):
-            return count
+            return count + _smeared(frames, count, axis)
     return 0
+
+
+def _smeared(frames: np.ndarray, count: int, axis: int) -> int:
+    """How many lines beyond a bar of ``count`` lines belong to it, though a codec smeared the picture into them."""
+    if count + 2 * _SMEAR > frames.shape[axis]:
+        return 0
+    lines = np.moveaxis(frames, axis, 0)[count - 1 : count + 2 * _SMEAR].astype(np.float32)
+    off = np.abs(lines[1:] - lines[0].mean(axis=1, keepdims=True)).mean(axis=(1, 2))
+    return _first(off[:_SMEAR] >= _SMEARED * off[_SMEAR:])
 
 
 def _noise(frames: np.ndarray, count: int, axis: int) -> np.ndarray:

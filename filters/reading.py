@@ -20,6 +20,7 @@ _ROOM = 0.2  # line heights that the recogniser, unlike a measure of area, wants
 # recogniser does not know every script: what it cannot read counts when the detector is sure and it is long for its
 # height. On 400 real frames without text that leaves three.
 _READ, _READ_SIGN, _LOOKS, _LONG = 0.65, 0.9, 0.85, 2.5
+_SIGN_WIDE = 1.5  # line heights that a single sign is wide at most: W is, a whole scene taken for an A is wider
 _SAME_PX = 2.0  # by which corners are off when a line is found again where it was
 
 
@@ -71,7 +72,11 @@ class Reader:
                 lines.append(Line(corners, old.string))
                 continue
             string, sure = self._read(bgr, corners)
-            line = Line(corners, string if sure >= (_READ if len(string) > 1 else _READ_SIGN) else "")
+            line = Line(corners, string)
+            if sure < _READ or (
+                len(string) == 1 and (sure < _READ_SIGN or line.width_px > _SIGN_WIDE * line.height_px)
+            ):
+                line = Line(corners, "")
             if line.string or (looks >= _LOOKS and line.width_px >= _LONG * line.height_px):
                 lines.append(line)
         return lines

@@ -48,7 +48,7 @@ class Text(Filter):
     threads: Annotated[int, Ge(1)] = operational(1)
 
     name: ClassVar[str] = "text"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     extra: ClassVar[str] = "text"
     packages: ClassVar[tuple[str, ...]] = ("rapidocr", "onnxruntime")
     frames: ClassVar[Frames] = Frames.sheet(long_side_px=_SIDE_PX)

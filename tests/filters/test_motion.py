@@ -36,6 +36,41 @@ def panned(px_per_frame: float, fps: float, seconds: float = 2.0, height: int = 
     return np.stack(frames), np.arange(count) * step / fps
 
 
+def seen(lefts: list[float], height: int = 360) -> np.ndarray:
+    """Grey frames of a window that stands so many pixels to the right over a picture of ``height``."""
+    scale = HEIGHT / height
+    world = cv2.cvtColor(paint(int(WIDTH / scale + max(lefts)) + 2, height, "green meadow", seed=3), cv2.COLOR_RGB2GRAY)
+    how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    frames = []
+    for left in lefts:
+        window = cv2.warpAffine(
+            world, np.array([[1, 0, left], [0, 1, 0]], np.float64), (int(WIDTH / scale), height), flags=how
+        )
+        frames.append(cv2.resize(window, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA))
+    return np.stack(frames)
+
+
+@pytest.mark.parametrize(("source", "shown"), [(24, 60), (30, 24), (30, 60), (60, 24), (24, 30)])
+@pytest.mark.parametrize("truth", [0.02, 0.15, 0.6])
+def test_footage_keeps_its_speed_when_it_is_shown_at_another_frame_rate(source: int, shown: int, truth: float) -> None:
+    """Frames are repeated or dropped, so the picture is as it was up to a frame before the time that it has."""
+    times = np.ceil(np.arange(25) / 8 * shown - 1e-6) / shown
+    content = np.floor(times * source + 1e-6) / source
+    score = Motion().score(seen([truth * 360 * t for t in content]), times)
+    for name in ("motion_score", "camera_speed"):
+        assert score[name] == pytest.approx(truth, rel=0.04), name
+    assert score["camera_motion"] == ["pan_right"]
+
+
+@pytest.mark.parametrize("late", range(8))
+def test_a_pan_that_goes_for_a_moment_each_second_is_not_missed(late: int) -> None:
+    """Whichever part of a second it is: three eighths of it, at 0.6 heights a second."""
+    moving = np.isin(np.arange(24) % 8, [late, (late + 1) % 8, (late + 2) % 8])
+    lefts = np.concatenate([[0.0], np.cumsum(moving * 0.6 * 360 / 8)])
+    score = Motion().score(seen(lefts.tolist()), np.arange(25) / 8)
+    assert score["motion_score"] == pytest.approx(0.6 * 3 / 8, rel=0.05)
+
+
 @pytest.mark.parametrize("px_per_frame", [0.5, 1.0, 3.0, 6.0])
 @pytest.mark.parametrize("fps", [24.0, 30.0, 60.0])
 def test_a_pan_has_its_true_speed_in_frame_heights_per_second(px_per_frame: float, fps: float) -> None:

@@ -26,6 +26,16 @@ def test_exposure_is_the_mean_grey_level(level: int, exposure: float) -> None:
     assert score(frames)["clipped_share"] == (1.0 if level in (0, 255) else 0.0)
 
 
+def test_a_white_that_is_coded_coarsely_is_hardly_less_clipped() -> None:
+    frames = np.full((3, 360, 640), 255, np.uint8)
+    frames[:, :, :320] = 120
+    noise = np.abs(np.random.default_rng(0).normal(0, 2.5, frames.shape))
+    coarse = np.clip(frames - noise, 0, 255).astype(np.uint8)
+    assert score(frames)["clipped_share"] == 0.5
+    assert score(coarse)["clipped_share"] == pytest.approx(0.5, rel=0.1)
+    assert score(np.full((3, 36, 64), 240, np.uint8))["clipped_share"] == 0.0
+
+
 def test_blur_lowers_sharpness_and_flat_pictures_have_none() -> None:
     frames = still()
     blurred = np.stack([cv2.GaussianBlur(frame, (0, 0), 3) for frame in frames])
@@ -50,6 +60,17 @@ def test_bars_are_found_to_the_pixel(left: int, top: int, right: int, bottom: in
     assert bars(frames) == pytest.approx((left / 640, top / 360, right / 640, bottom / 360))
     area = 1 - (1 - (left + right) / 640) * (1 - (top + bottom) / 360)
     assert score(frames)["border_area"] == pytest.approx(area)
+
+
+@pytest.mark.parametrize("level", [0, 255])
+def test_a_bar_into_which_a_codec_smeared_the_picture_ends_where_it_did(level: int) -> None:
+    frames = 60 + still() // 3
+    frames[:, :45] = level
+    picture = frames.astype(np.float32)
+    ripple = np.random.default_rng(1).normal(0, 1, picture[:, 45].shape)
+    for line, part in ((44, 0.15), (43, 0.08), (42, 0.03)):
+        picture[:, line] = level + (picture[:, 46] - level) * part * (1 + 0.3 * ripple)
+    assert bars(np.clip(picture, 0, 255).astype(np.uint8))[1] == pytest.approx(45 / 360)
 
 
 def test_a_dark_edge_that_moves_is_no_bar() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -16,7 +17,7 @@ from curation.frames import fit
 from curation.run import run
 from curation.table import Store
 from filters.overlay import tracks
-from filters.reading import Line
+from filters.reading import Line, Reader
 from filters.text import Text, covered, has_strokes, same, to_grey
 
 SIDE = Text.frames.long_side_px
@@ -30,6 +31,16 @@ def stage() -> Text:
     text = Text()
     text.setup()
     return text
+
+
+@pytest.mark.parametrize(("width", "strings"), [(10, ["A"]), (40, ["A"]), (90, [])])
+def test_a_scene_taken_for_one_wide_letter_is_no_text(width: int, strings: list[str]) -> None:
+    corners = np.array([[2, 2], [2 + width, 2], [2 + width, 42], [2, 42]])
+    reader = Reader.__new__(Reader)
+    reader._models = lambda picture, use_det, use_rec, use_cls: (
+        SimpleNamespace(boxes=[corners], scores=[0.8]) if use_det else SimpleNamespace(txts=["A"], scores=[0.95])
+    )
+    assert [line.string for line in reader.lines(np.zeros((60, 100, 3), np.uint8))] == strings
 
 
 def on_sheet(frames: np.ndarray) -> np.ndarray:
