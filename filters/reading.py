@@ -72,10 +72,8 @@ class Reader:
                 lines.append(Line(corners, old.string))
                 continue
             string, sure = self._read(bgr, corners)
-            line = Line(corners, string)
-            if sure < _READ or (
-                len(string) == 1 and (sure < _READ_SIGN or line.width_px > _SIGN_WIDE * line.height_px)
-            ):
+            line, sign = Line(corners, string), len(string) == 1
+            if sure < (_READ_SIGN if sign else _READ) or (sign and line.width_px > _SIGN_WIDE * line.height_px):
                 line = Line(corners, "")
             if line.string or (looks >= _LOOKS and line.width_px >= _LONG * line.height_px):
                 lines.append(line)
