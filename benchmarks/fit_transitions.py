@@ -1,6 +1,8 @@
 """Fit the weights by which gradual transitions are told (curation/weights.py); needs ``pip install scikit-learn``.
 
-    python -m benchmarks.fit_transitions FOLDER [--seed N]... [--videos DIR] > curation/weights.py
+    python -m benchmarks.fit_transitions FOLDER [--seed N]... [--videos DIR] > new.py && mv new.py curation/weights.py
+
+(The shell would empty curation/weights.py before it is read.)
 
 Every window that no single measure rules out is measured on the films of ``benchmarks.transitions`` and labelled by the
 truth: one that covers most of a transition and little else is a transition, one that touches none is not; the others,

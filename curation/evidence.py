@@ -21,8 +21,9 @@ from curation.weights import MIXED, MIXED_LIMIT, MOVING, MOVING_LIMIT, Table
 GRID = (8, 6)  # cells across, cells down
 LEAST = {"covers": 0.56, "colours": 0.1}  # hardly any transition has less
 MOST = {"alike": 0.6}
-_SIMILAR = 0.3  # correlation of structure
-_RELIT = -3.3  # log of the share of change that another light leaves unexplained, and 0.02
+# Log of the share of change that another light leaves unexplained, and 0.02; the correlation of structure from which it
+# is the same in another light, which falls the less is left: much is too dark or too bright then to have structure.
+_RELIT, _SIMILAR, _SIMILAR_PER_RELIT = -3.3, 0.3, 0.2
 _MOVING = 0.45  # share of change that motion leaves unexplained in pans and pushes; more in dissolves
 # What counts for pushes differs from what counts for dissolves, so each has its own limit and table.
 KINDS: dict[str, tuple[float, Table]] = {"moving": (MOVING_LIMIT, MOVING), "mixed": (MIXED_LIMIT, MIXED)}
@@ -191,8 +192,9 @@ def kind_of(values: dict[str, float]) -> str:
 
 
 def _is_out(name: str, values: dict[str, float]) -> bool:
-    if name == "relit" and values["relit"] < _RELIT and values["alike"] > _SIMILAR:
-        return True  # the same in another light
+    if name == "relit" and values["relit"] < _RELIT:
+        similar = _SIMILAR + _SIMILAR_PER_RELIT * (values["relit"] - _RELIT)
+        return values["alike"] > similar  # the same in another light
     return not LEAST.get(name, values[name]) <= values[name] <= MOST.get(name, values[name])
 
 
