@@ -52,7 +52,7 @@ CLIPS = {
     "intel_bottle_static.mp4": 0.0,
     "jupyter_screencast_60fps.mp4": 0.0,
     "laion_slides_talk_122s.mp4": 0.0,
-    "sintel_trailer_52s.mp4": 28.6,
+    "sintel_trailer_52s.mp4": 36.0,
 }
 SIZES, RATES = (360, 1080), (24, 60)
 # Options of a fast encoder, and how it is told a high and a low quality.

@@ -1,7 +1,8 @@
 """Fades: a slow way from a shot to a picture of one colour, or back, or both, with their extent.
 
-While a picture fades, what is where stays the same and contrast falls step by step. A cut to black takes one step; a
-text that is written on black changes what is where; after a flash the old picture is back.
+While a picture fades, what is where stays the same and contrast falls step by step, everywhere at the same pace. A cut
+to black takes one step; a text that is written on black is there in one place before it is in the next; after a flash
+the old picture is back.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from curation.likeness import Look, same_structure, spread
@@ -27,6 +29,8 @@ _FADED, _MOSTLY = 8, 0.3  # grey levels; share of the picture
 _LIT = 40  # grey levels; no fade is that quick
 _NOTHING = 0.25  # contrast
 _HALFWAY = 0.4  # share of contrast
+_CELLS = (8, 6)  # across, down
+_EVEN = 0.25  # deviation among cells of the share of its way that each has gone; text being written has 0.3 and more
 _SHADE = 0.13  # share of contrast from which a dark picture may be one in the shade
 
 
@@ -76,12 +80,25 @@ def _rest(full: Look, blank: Look) -> float:
 
 
 def _only_fades(looks: Sequence[Look], contrast: np.ndarray, blank: int, full: int | None) -> bool:
-    """Whether halfway to the complete picture one sees the same as there, if fainter."""
+    """Whether halfway to the complete picture one sees the same as there, if fainter, and everywhere alike."""
     if full is None:
         return False
     way = np.arange(blank, full, 1 if full > blank else -1)
     halfway = int(way[np.argmax(contrast[way] >= contrast[blank] + _HALFWAY * (contrast[full] - contrast[blank]))])
-    return same_structure(looks[halfway], looks[full]) >= _ROUGHLY_SAME
+    if same_structure(looks[halfway], looks[full]) < _ROUGHLY_SAME:
+        return False
+    return _unevenness(looks[blank], looks[halfway], looks[full]) <= _EVEN
+
+
+def _unevenness(blank: Look, halfway: Look, full: Look) -> float:
+    """How far apart the cells of the picture are on their way; those that change most count most."""
+    begin, between, end = (
+        cv2.resize(look.luma, _CELLS, interpolation=cv2.INTER_AREA) for look in (blank, halfway, full)
+    )
+    way = end - begin
+    weight = way * way + 1e-6
+    gone = np.clip((between - begin) * way / (way * way + 30.0), 0, 1)
+    return float(np.sqrt(np.average((gone - np.average(gone, weights=weight)) ** 2, weights=weight)))
 
 
 def _climb(looks: Sequence[Look], contrast: np.ndarray, i: int, step: int) -> int | None:

@@ -7,7 +7,7 @@ A transition counts more than the limit in all.
 
 Table = dict[str, tuple[tuple[float, ...], tuple[float, ...]]]
 
-MOVING_LIMIT = 10.44
+MOVING_LIMIT = 9.99
 MOVING: Table = {
     "change": ((3.5, 4.21), (0.6, 0.2, 0.0)),
     "length": ((), (0.0,)),

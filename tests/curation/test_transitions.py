@@ -74,6 +74,27 @@ def test_light_that_is_turned_down_slowly_is_no_transition() -> None:
     assert cuts_of(lit(lambda i: float(np.interp(i, [50, 75], [1.0, 0.4])))) == []
 
 
+@pytest.mark.parametrize("length", [6, 10, 16])
+def test_light_that_nearly_goes_out_is_no_transition(length: int) -> None:
+    """Little structure is left where an eighth of the light is."""
+    place = shrinkable(np.random.default_rng(2), SIZE[1] * 4, SIZE[0] * 40)
+    panned = (shrink(place[:, i * 3 : i * 3 + SIZE[0] * 4]) for i in range(130))
+    dimmed = [view * np.interp(i, [50, 50 + length], [1.0, 0.12]) for i, view in enumerate(panned)]
+    assert cuts_of(np.stack(dimmed).astype(np.uint8)) == []
+
+
+@pytest.mark.parametrize("length", [15, 25, 35])
+def test_text_that_is_written_on_black_is_no_fade(length: int) -> None:
+    """One letter after the other."""
+    frames, words = [], "It is written here"
+    for i in range(5 * FPS):
+        page = np.zeros((SIZE[1] * 10, SIZE[0] * 10, 3), np.uint8)
+        shown = words[: round(np.interp(i, [2, 2 + length], [0, len(words)]))]
+        cv2.putText(page, shown, (20, 200), cv2.FONT_HERSHEY_DUPLEX, 2.0, (255, 255, 255), 4, cv2.LINE_AA)
+        frames.append(shrink(page))
+    assert cuts_of(np.stack(frames)) == []
+
+
 def test_light_of_another_colour_is_no_cut() -> None:
     """It goes from red to blue at once, and the grey levels of what it falls on stay as they were."""
     place = shrinkable(np.random.default_rng(4), SIZE[1] * 4, SIZE[0] * 4) * 0.7
