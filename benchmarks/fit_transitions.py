@@ -36,8 +36,8 @@ COVERED = 0.5  # share of window and transition that both have in common
 CAUTIOUS = {"exposure ramp", "exposure jump", "shadow", "stage light", "zoom", "titles", "fast tilt", "fast pan"}
 STEPS, ROUNDS, RATE = 8, 250, 0.15
 WEIGHT_OF_CAUTION, TRANSITIONS_TO_OTHERS = 3.0, 0.25
-# Added to the limits; chosen on seeds 0 and 1, where higher ones lose more transitions than they spare gaps. A lower one
-# for mixtures takes a piece of an annotated clip for a dissolve.
+# Added to the limits; chosen on seeds 0 and 1, where higher ones lose more transitions than they spare gaps. With a
+# lower one for mixtures, a piece of an annotated clip is taken for a dissolve.
 MARGIN = {"moving": -0.55, "mixed": -0.1}
 
 
