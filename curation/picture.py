@@ -52,10 +52,13 @@ class Frame:
         form = self.raw.format
         if form.is_rgb or form.has_palette or len(form.components) < 3:
             return self._convert(width, height, "bgr24", _WHOLE_CHROMA).to_ndarray()
-        places = self._convert(width, height, "yuvj420p" if self._is_full() else "yuv420p", EXACT_AREA).planes
+        full = self._is_full()
+        places = self._convert(
+            width, height, "yuv420p", EXACT_AREA, ColorRange.JPEG if full else ColorRange.MPEG
+        ).planes
         luma, *chroma = (pixels_of(place) for place in places)
         stored = cv2.merge([luma, *(cv2.resize(plane, (width, height)) for plane in chroma)])
-        return np.asarray(cv2.transform(stored, to_bgr(self.raw.colorspace, self._is_full())))
+        return np.asarray(cv2.transform(stored, to_bgr(self.raw.colorspace, full)))
 
     def grey(self, width: int, height: int) -> np.ndarray:
         """The upright picture's luma, H W uint8 (0 black, 255 white), scaled to the displayed size given."""
@@ -102,10 +105,18 @@ class Frame:
         """The size that, turned upright, is the displayed size given."""
         return (height, width) if self.rotation in (90, 270) else (width, height)
 
-    def _convert(self, width: int, height: int, pixel_format: str, interpolation: Interpolation) -> VideoFrame:
+    def _convert(
+        self, width: int, height: int, pixel_format: str, interpolation: Interpolation, levels: ColorRange | None = None
+    ) -> VideoFrame:
         """The stored frame, scaled and converted."""
         return self._scaler(width, height, pixel_format).reformat(
-            self.raw, width=width, height=height, format=pixel_format, interpolation=interpolation, threads=1
+            self.raw,
+            width=width,
+            height=height,
+            format=pixel_format,
+            interpolation=interpolation,
+            dst_color_range=levels,
+            threads=1,
         )
 
     def _scaler(self, *key: Any) -> VideoReformatter:
