@@ -13,6 +13,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from curation.evidence import GRID
 from curation.likeness import Look, same_structure, spread
 
 LONGEST = 60  # looks on one side
@@ -29,7 +30,6 @@ _FADED, _MOSTLY = 8, 0.3  # grey levels; share of the picture
 _LIT = 40  # grey levels; no fade is that quick
 _NOTHING = 0.25  # contrast
 _HALFWAY = 0.4  # share of contrast
-_CELLS = (8, 6)  # across, down
 _EVEN = 0.25  # deviation among cells of the share of its way that each has gone; text being written has 0.3 and more
 _SHADE = 0.13  # share of contrast from which a dark picture may be one in the shade
 
@@ -92,9 +92,7 @@ def _only_fades(looks: Sequence[Look], contrast: np.ndarray, blank: int, full: i
 
 def _unevenness(blank: Look, halfway: Look, full: Look) -> float:
     """How far apart the cells of the picture are on their way; those that change most count most."""
-    begin, between, end = (
-        cv2.resize(look.luma, _CELLS, interpolation=cv2.INTER_AREA) for look in (blank, halfway, full)
-    )
+    begin, between, end = (cv2.resize(look.luma, GRID, interpolation=cv2.INTER_AREA) for look in (blank, halfway, full))
     way = end - begin
     weight = way * way + 1e-6
     gone = np.clip((between - begin) * way / (way * way + 30.0), 0, 1)
